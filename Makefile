@@ -1,0 +1,68 @@
+# Everything a fresh clone needs is set up on the way; nothing is done twice. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+FASHION_MNIST := /usr/share/datasets/fashion-mnist
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends
+CAN_INSTALL := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
+
+# Logic without Ray, clock or network; its branch coverage is kept above the threshold.
+PURE := common/*,workers/adapt.py,coordinator/outer.py,coordinator/rounds.py,coordinator/cell_layout.py,coordinator/drawing.py,coordinator/report.py
+MIN_COVERAGE_PERCENT := 90
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt bench data clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'ARGS="..." is handed on to demo, test and bench.'
+
+demo: $(INSTALLED) ## Meta-learn a small prior, adapt it to unseen tasks, draw the results
+	$(BIN)/metasearch demo $(ARGS)
+
+test: $(INSTALLED) data ## Run the tests; without ARGS also hold the coverage of the pure modules
+	$(BIN)/pytest $(if $(ARGS),$(ARGS),--cov --cov-report=)
+	$(if $(ARGS),@true,$(BIN)/coverage report --include='$(PURE)' --fail-under=$(MIN_COVERAGE_PERCENT))
+
+check: $(INSTALLED) ## Check format, lint, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(INSTALLED) ## Format, and fix what the linter can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED) data ## Run every script of tests/benchmarks, one after the other
+	@set -e; for script in $(sort $(wildcard tests/benchmarks/*.py)); do \
+	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
+	done
+
+data: # The real Fashion-MNIST. A missing data set skips tests, it fails nothing.
+	@[ -d $(FASHION_MNIST) ] || { \
+	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) dataset-fashion-mnist; else false; fi \
+	} || echo 'Without Fashion-MNIST the tests and benchmarks on it are skipped; to have it: apt-get install dataset-fashion-mnist (as root)'
+
+clean: ## Remove the environment, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \
+	    .import_linter_cache .hypothesis .benchmarks
+	find common workers coordinator tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) is missing; install Python 3.11 or later' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or later is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) python3-venv; else false; fi \
+	} || { echo 'Python lacks its venv module; on Debian and Ubuntu: apt-get install python3-venv (as root)' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

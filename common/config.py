@@ -1,0 +1,441 @@
+"""The configuration of a study: one frozen tree, validated once, stored with every artifact.
+
+Read order, later wins: preset or file, then `METASEARCH_SET_` environment variables, then `--set` on the command line.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from common.errors import InvalidInputError, NotFoundError
+from common.space.primitives import PRIMITIVES, PROFILES, ProfileName
+from common.space.topology import Topology
+
+ENVIRONMENT_PREFIX = "METASEARCH_SET_"
+
+RelaxationKind = Literal["gumbel", "softmax", "straight_through"]
+Normalisation = Literal["edge", "node"]
+Split = Literal["meta_train", "unseen", "all"]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Frozen(BaseModel):
+    """Base of every value that comes from outside: immutable, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class SpaceConfig(Frozen):
+    """What architectures there are (BASE app. A)."""
+
+    profile: ProfileName = "base"
+    """Named list of candidate ops: darts (8), base (9), base+ (10)."""
+    primitives: tuple[str, ...] | None = None
+    """An own list of candidate ops, instead of a profile."""
+    num_nodes: int = Field(4, ge=1, le=16)
+    """Intermediate nodes per cell."""
+    cell_kinds: Mapping[str, Literal[1, 2]] = {"normal": 1, "reduction": 2}
+    """Kinds of cell by name, and the stride of their input edges. Cells of one kind share their architecture; a
+    kind of stride 2 halves height and width and doubles the channels."""
+    normalisation: Normalisation = "edge"
+    """One categorical per edge, or one per node over all its (source, op) pairs."""
+
+    @field_validator("primitives")
+    @classmethod
+    def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None:
+            for name in names:
+                if name not in PRIMITIVES:
+                    raise ValueError(f"unknown op {name!r}; use ops out of {', '.join(PRIMITIVES)}")
+            if len(set(names)) != len(names):
+                raise ValueError("an op is listed twice; remove one")
+            if set(names) <= {"none"}:
+                raise ValueError("list at least one op beside none")
+        return names
+
+    @field_validator("cell_kinds")
+    @classmethod
+    def _some(cls, kinds: Mapping[str, int]) -> Mapping[str, int]:
+        if not kinds:
+            raise ValueError("name at least one kind of cell")
+        return kinds
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Candidate ops, in the order of the columns of all architecture weights."""
+        return PROFILES[self.profile] if self.primitives is None else self.primitives
+
+    @property
+    def topology(self) -> Topology:
+        """The edges of every cell."""
+        return Topology(self.num_nodes)
+
+
+class NetworkConfig(Frozen):
+    """The supernet (BASE app. A; the motif figure is lost, so the body is the DARTS search network: reconstruction)."""
+
+    channels: int = Field(16, ge=2, multiple_of=2)
+    """Channels per node of the first cell."""
+    cells: tuple[str, ...] = ("normal", "normal", "reduction", "normal", "normal", "reduction", "normal", "normal")
+    """Kind of each cell, first to last."""
+    image_channels: Literal[1, 3] = 3
+    """Channels the heads read. Grayscale images are repeated, colour images averaged to luminance, as needed."""
+    heads: Mapping[int, int] = {32: 2, 64: 2, 224: 8}
+    """Stride of the head of each image size in pixels; a power of two. Heads are not shared between sizes."""
+
+    @field_validator("cells")
+    @classmethod
+    def _not_empty(cls, cells: tuple[str, ...]) -> tuple[str, ...]:
+        if not cells:
+            raise ValueError("list at least one cell")
+        return cells
+
+    @field_validator("heads")
+    @classmethod
+    def _powers(cls, heads: Mapping[int, int]) -> Mapping[int, int]:
+        if not heads:
+            raise ValueError("register at least one image size, for example {32 = 2}")
+        for size, stride in heads.items():
+            if size < 1 or stride < 1 or stride & (stride - 1) or stride > size:
+                raise ValueError(f"head {size} has stride {stride}; use a power of two from 1 to the image size")
+        return heads
+
+
+class RelaxationConfig(Frozen):
+    """How a posterior over architectures becomes mixture weights while training (BASE eq. 7-8)."""
+
+    kind: RelaxationKind = "gumbel"
+    """gumbel (the paper), softmax (no noise), straight_through (one sampled op per categorical)."""
+    hard_after_round: int | None = Field(None, ge=0)
+    """Switch to straight_through from this round on. Hard sampling from the first step learns little."""
+    tau_start: PositiveFloat = 5.0
+    """Temperature of version 0 ..."""
+    tau_end: PositiveFloat = 0.5
+    """... and of the last version; exponential in between (reconstruction: the paper's schedule is lost)."""
+
+    def at(self, version: int, num_rounds: int) -> tuple[RelaxationKind, float]:
+        """Relaxation and temperature while adapting from prior `version` of a study of `num_rounds` rounds."""
+        progress = min(version / max(num_rounds - 1, 1), 1.0)
+        tau = self.tau_start * (self.tau_end / self.tau_start) ** progress
+        hard = self.hard_after_round is not None and version >= self.hard_after_round
+        return ("straight_through" if hard else self.kind), tau
+
+
+class SgdConfig(Frozen):
+    """SGD on the weights."""
+
+    lr: PositiveFloat = 0.025
+    lr_end: NonNegativeFloat | None = None
+    """With it, the rate falls along a cosine from `lr` to `lr_end` within the task."""
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 3e-4
+
+
+class AdamConfig(Frozen):
+    """Adam on the architecture logits. No weight decay: the KL divergence to the prior takes its place."""
+
+    lr: NonNegativeFloat = 0.01
+    """0 freezes the architecture."""
+    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
+
+
+class AugmentConfig(Frozen):
+    """Random changes to training images, made on the device."""
+
+    crop_padding: int = Field(0, ge=0)
+    """Pixels of padding before a random crop back to the image size; 0 is off."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+
+
+class InnerConfig(Frozen):
+    """The inner loop: how one task is adapted to (BASE alg. 1 and eq. 10)."""
+
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(64, ge=2)
+    theta: SgdConfig = SgdConfig()
+    alpha: AdamConfig = AdamConfig()
+    clip_norm: PositiveFloat | None = 5.0
+    """Largest norm of the gradient of weights and classifier together."""
+    relaxation: RelaxationKind | Literal["prior"] = "prior"
+    """The prior's relaxation of the moment, or another one. The temperature is always the prior's."""
+    level: Literal["single", "bilevel"] = "single"
+    """single: one backward gives both gradients. bilevel: weights learn on one half of the training images, the
+    architecture on the other (DARTS, first order)."""
+    weights: Literal["map", "gaussian"] = "map"
+    """Posterior over weights: a point, or a diagonal Gaussian."""
+    gaussian_scale: Literal["tensor", "element"] = "tensor"
+    """One standard deviation per tensor, or per element (doubles what travels)."""
+    log_sigma: float = -5.0
+    """Logarithm of the prior's first standard deviation of the weights (gaussian)."""
+    log_sigma_lr: NonNegativeFloat = 0.01
+    beta_theta: NonNegativeFloat | None = None
+    """Factor of the KL divergence of the weights; 1 / (number of training images) where not given."""
+    beta_alpha: NonNegativeFloat | None = None
+    """Factor of the KL divergence of the architecture; 1 / (number of training images) where not given."""
+    prior_precision: NonNegativeFloat = 0.0
+    """1 / sigma^2 of the weights' prior under map; 0 is plain Reptile."""
+    op_penalty: Mapping[str, NonNegativeFloat] = {}
+    """Per op: added to the loss times the op's mean probability. A guard against collapse."""
+    augment: AugmentConfig = AugmentConfig()
+
+    @field_validator("op_penalty")
+    @classmethod
+    def _known(cls, penalties: Mapping[str, float]) -> Mapping[str, float]:
+        for name in penalties:
+            if name not in PRIMITIVES:
+                raise ValueError(f"unknown op {name!r}; use ops out of {', '.join(PRIMITIVES)}")
+        return penalties
+
+
+class OuterConfig(Frozen):
+    """The outer step: how local parameters move the prior (Reptile)."""
+
+    theta_rate: Fraction = 1.0
+    """Share of the mean difference that the weights move by in the first round ..."""
+    theta_rate_end: Fraction | None = None
+    """... and in the last; linear in between."""
+    alpha_rate: Fraction = 0.6
+    alpha_average: Literal["probability", "logits"] = "probability"
+    """probability: the arithmetic mean of the posteriors (the M-step of the ELBO); logits: the geometric one."""
+    rule: Literal["mean", "clipped_mean", "median", "trimmed_mean"] = "mean"
+    clip_norm: PositiveFloat = 10.0
+    """clipped_mean: longest difference that counts in full."""
+    trim_fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """trimmed_mean: share of values dropped at each end, per coordinate."""
+    weighting: Literal["uniform", "examples"] = "uniform"
+    examples_power: NonNegativeFloat = 1.0
+    """examples: a task weighs (number of training images) to this power."""
+    alpha_warmup_rounds: int = Field(0, ge=0)
+    """Rounds in which the weights learn alone. A guard against collapse."""
+    max_parameter_free_edges: int | None = Field(None, ge=0)
+    """Stop learning the architecture once a derived cell would keep more pooling and skip ops than this."""
+    min_accepted_fraction: Fraction = 0.5
+    """A round whose accepted updates are fewer than this share of its tasks fails."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.weighting != "uniform" and self.rule in ("median", "trimmed_mean"):
+            raise ValueError(f"rule {self.rule!r} has no weights; set outer.weighting to 'uniform'")
+        return self
+
+
+class DatasetRef(Frozen):
+    """Which images."""
+
+    source: str = Field("glyphs", min_length=1)
+    """A source by name (`metasearch data list`), or the path of an image folder, zip, tar or npz file."""
+    root: str | None = None
+    """Folder that holds or receives the source's files; a node-local cache where not given."""
+    unseen_fraction: Fraction = 0.25
+    """Share of the classes (of the groups of classes, where the source has groups) kept out of meta-training."""
+    split_seed: int = 0
+    """Chooses which ones."""
+
+
+class TaskFamily(Frozen):
+    """Learning tasks of one kind, drawn from one source at one image size."""
+
+    data: DatasetRef = DatasetRef()
+    image_size: int = Field(32, ge=4)
+    num_ways: int = Field(10, ge=2)
+    """Classes per task."""
+    train_per_class: int = Field(20, ge=1)
+    test_per_class: int = Field(20, ge=1)
+    tasks_per_round: int = Field(2, ge=1)
+
+
+class ClusterConfig(Frozen):
+    """Workers and what is done when one fails."""
+
+    num_workers: int | None = Field(None, ge=1)
+    """Worker actors; where not given, one per GPU, else one single-threaded worker per CPU core."""
+    gpus_per_worker: NonNegativeFloat | None = None
+    """Where not given, 1 if the cluster has GPUs, else 0."""
+    task_timeout_s: PositiveFloat = 3600.0
+    """A task that takes longer is given up: its worker is replaced and the task runs again."""
+    max_attempts: int = Field(4, ge=1)
+    """Times a task is started before the round fails."""
+
+
+class CheckpointConfig(Frozen):
+    """Which versions of the prior stay on disk."""
+
+    every_rounds: int = Field(1, ge=1)
+    keep_last: int = Field(3, ge=1)
+
+
+class StudyConfig(Frozen):
+    """Everything that decides what a study computes. Equal configurations give bitwise equal priors."""
+
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(50, ge=1)
+    space: SpaceConfig = SpaceConfig()
+    network: NetworkConfig = NetworkConfig()
+    relaxation: RelaxationConfig = RelaxationConfig()
+    inner: InnerConfig = InnerConfig()
+    adapt: InnerConfig = InnerConfig()
+    outer: OuterConfig = OuterConfig()
+    families: tuple[TaskFamily, ...] = Field((TaskFamily(),), min_length=1)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for kind in self.network.cells:
+            if kind not in self.space.cell_kinds:
+                known = ", ".join(self.space.cell_kinds)
+                raise ValueError(f"network.cells names {kind!r}; space.cell_kinds has {known}")
+        for kind in self.space.cell_kinds:
+            if kind not in self.network.cells:
+                raise ValueError(f"space.cell_kinds has {kind!r}, which no cell of network.cells is; remove it")
+        for family in self.families:
+            if family.image_size not in self.network.heads:
+                sizes = ", ".join(str(size) for size in self.network.heads)
+                raise ValueError(
+                    f"families has image_size {family.image_size}, network.heads has {sizes}; "
+                    f"register it, for example network.heads.{family.image_size} = 2"
+                )
+        if self.inner.weights != self.adapt.weights or self.inner.gaussian_scale != self.adapt.gaussian_scale:
+            raise ValueError("inner.weights and adapt.weights must agree (gaussian_scale too): they share one prior")
+        return self
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, every default spelled out."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=2)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the presets that come with the package."""
+    return tuple(
+        sorted(
+            entry.name.removesuffix(".toml")
+            for entry in files("common.presets").iterdir()
+            if entry.name.endswith(".toml")
+        )
+    )
+
+
+def load(
+    preset_or_file: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> StudyConfig:
+    """The configuration of a study from a preset or TOML file, environment variables and overrides.
+
+    Args:
+        preset_or_file: name of a preset, or path of a TOML file. A file may start from a preset: `preset = "demo"`.
+        overrides: `a.b=value`, the value in TOML syntax (a bare word is taken as text).
+        environment: variables to look at, `os.environ` where not given. `METASEARCH_SET_INNER__STEPS=5` sets
+            `inner.steps`.
+
+    Raises:
+        NotFoundError: neither a preset nor a file has that name.
+        InvalidInputError: the file is not TOML, or a field is unknown, out of range or of the wrong type.
+    """
+    tree = _read(preset_or_file)
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            _assign(tree, path, _parse_value(text), origin=name)
+    for override in overrides:
+        path_text, separator, text = override.partition("=")
+        if not separator or not path_text:
+            raise InvalidInputError(f"--set takes FIELD=VALUE, for example inner.steps=5, got {override!r}")
+        _assign(tree, path_text.strip().split("."), _parse_value(text.strip()), origin=f"--set {override}")
+    return validate(tree)
+
+
+def validate(tree: Mapping[str, Any]) -> StudyConfig:
+    """A `StudyConfig` from plain values.
+
+    Raises:
+        InvalidInputError: names every wrong field, its value and what is allowed.
+    """
+    try:
+        return StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InvalidInputError("configuration: " + explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each problem that pydantic found: field, reason, value."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        reason = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            reason = "no such field; check the spelling"
+        value = "" if isinstance(problem["input"], dict | list | BaseModel) else f" (got {problem['input']!r})"
+        lines.append(f"{where}: {reason}{value}" if where else f"{reason}{value}")
+    return "; ".join(lines)
+
+
+def _read(preset_or_file: str | Path) -> dict[str, Any]:
+    name = str(preset_or_file)
+    if name in preset_names():
+        return tomllib.loads((files("common.presets") / f"{name}.toml").read_text("utf-8"))
+    path = Path(name)
+    if not path.is_file():
+        raise NotFoundError(f"no preset or file {name!r}; presets are {', '.join(preset_names())}")
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{name} is not a TOML file: {error}") from None
+    base = tree.pop("preset", None)
+    if base is None:
+        return tree
+    if base not in preset_names():
+        raise NotFoundError(f"{name} starts from preset {base!r}; presets are {', '.join(preset_names())}")
+    return _merge(_read(str(base)), tree)
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _assign(tree: dict[str, Any], path: Sequence[str], value: object, origin: str) -> None:
+    """Sets a field of a tree of dicts and lists; list elements go by number."""
+    here: Any = tree
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(here, list):
+            if not part.isdecimal() or int(part) >= len(here):
+                raise InvalidInputError(f"{origin}: {'.'.join(path[:depth])} has elements 0 to {len(here) - 1}")
+            key: Any = int(part)
+        elif isinstance(here, dict):
+            key = part
+            if not last:
+                here.setdefault(key, _default(path[: depth + 1]))
+        else:
+            raise InvalidInputError(f"{origin}: {'.'.join(path[:depth])} is a value, it has no field {part!r}")
+        if last:
+            here[key] = value
+        else:
+            here = here[key]
+
+
+def _default(path: Sequence[str]) -> Any:
+    """The default of a table or list that is about to be changed in part."""
+    here: Any = StudyConfig().model_dump(mode="json")
+    for part in path:
+        here = here.get(part, {}) if isinstance(here, dict) else {}
+    return here if isinstance(here, dict | list) else {}
+
+
+def _parse_value(text: str) -> object:
+    try:
+        tree = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return tree["value"] if len(tree) == 1 else text  # a line break could begin further keys

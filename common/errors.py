@@ -1,0 +1,57 @@
+"""Every error this project raises on purpose.
+
+MetaSearchError
+ ├── InvalidInputError     what the caller passed is wrong; the message names the field, the value and the remedy
+ ├── NotFoundError         a named thing does not exist
+ ├── ConflictError         right in itself, but not in the present state (another version, an existing run)
+ ├── UnavailableError      a resource is missing or did not answer; trying again later may succeed
+ ├── AdaptationError       a learning task could not be adapted to (diverged, ran out of memory, killed too often)
+ └── CorruptArtifactError  a stored artifact is truncated or altered
+"""
+
+from typing import ClassVar
+
+
+class MetaSearchError(Exception):
+    """Base class; `exit_code` is what the command line ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InvalidInputError(MetaSearchError):
+    """What the caller passed is wrong."""
+
+    exit_code = 2
+
+
+class NotFoundError(MetaSearchError):
+    """A named thing does not exist."""
+
+    exit_code = 3
+
+
+class ConflictError(MetaSearchError):
+    """Right in itself, but not in the present state."""
+
+    exit_code = 4
+
+
+class UnavailableError(MetaSearchError):
+    """A resource is missing or did not answer."""
+
+    exit_code = 5
+
+
+class AdaptationError(MetaSearchError):
+    """A learning task could not be adapted to."""
+
+    exit_code = 6
+
+
+class CorruptArtifactError(MetaSearchError):
+    """A stored artifact is truncated or altered."""
+
+    exit_code = 7
+
+
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it

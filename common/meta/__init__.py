@@ -1,0 +1,1 @@
+"""The Bayesian side of BASE: flat parameter vectors, priors, posteriors, relaxations and divergences."""

@@ -1,0 +1,104 @@
+"""The prior: what all tasks of a study share, as a value. A new version is a new value."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.config import InnerConfig, StudyConfig
+from common.meta.params import HEAD_PREFIX, flatten, layout_of, named_vectors
+from common.meta.posterior import log_probabilities
+from common.nn.supernet import Supernet, build_supernet
+from common.streams import derived_seed
+
+Vector = NDArray[np.float32]
+
+ALPHA = "alpha"
+LOG_SIGMA_PREFIX = "log_sigma/"
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Parameters of the prior over weights and architectures (BASE eq. 2).
+
+    Attributes:
+        version: outer steps so far.
+        tau: temperature that tasks which start from this version use.
+        vectors: float32 by name. `body` and `head/<image size>` are means of the weights, `alpha` the architecture
+            logits (kind, edge, primitive) row by row, `log_sigma/<weights>` log standard deviations (gaussian only).
+        alpha_stopped: the architecture no longer learns (see outer.max_parameter_free_edges).
+    """
+
+    version: int
+    tau: float
+    vectors: Mapping[str, Vector]
+    alpha_stopped: bool = False
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """Names of the vectors of weights."""
+        return tuple(name for name in self.vectors if name != ALPHA and not name.startswith(LOG_SIGMA_PREFIX))
+
+    def digest(self) -> str:
+        """SHA-256 over everything in it; equal priors have equal digests."""
+        hasher = hashlib.sha256()
+        header = [self.version, self.tau.hex(), self.alpha_stopped]
+        hasher.update(json.dumps(header).encode())
+        for name in sorted(self.vectors):
+            vector = np.ascontiguousarray(self.vectors[name], dtype="<f4")
+            hasher.update(json.dumps([name, vector.shape]).encode())
+            hasher.update(vector.data)
+        return hasher.hexdigest()
+
+    def alpha(self, config: StudyConfig) -> Tensor:
+        """A copy of the architecture logits, (kind, edge, primitive), float64."""
+        return alpha_tensor(self.vectors[ALPHA], config)
+
+
+def alpha_tensor(alpha: Vector, config: StudyConfig) -> Tensor:
+    """A flat vector of architecture logits as (kind, edge, primitive), float64."""
+    space = config.space
+    shape = (len(space.cell_kinds), space.topology.num_edges, len(space.ops))
+    return torch.tensor(alpha, dtype=torch.float64).reshape(shape)
+
+
+def initial_prior(config: StudyConfig) -> Prior:
+    """Version 0: freshly drawn weights, and every architecture equally likely."""
+    supernet = build_supernet(config.space, config.network, derived_seed(config.seed, "supernet"))
+    vectors = {name: flatten(named).numpy() for name, named in named_vectors(supernet).items()}
+    vectors |= _initial_log_sigma(supernet, config.inner)
+    space = config.space
+    logits = torch.zeros(len(space.cell_kinds), space.topology.num_edges, len(space.ops))
+    vectors[ALPHA] = log_probabilities(logits, space.topology, space.normalisation).reshape(-1).numpy()
+    _, tau = config.relaxation.at(0, config.rounds)
+    return Prior(version=0, tau=tau, vectors=vectors)
+
+
+def with_theta_of(prior: Prior, donor: Prior) -> Prior:
+    """`prior` with the weights of another prior of the same study, for ablations."""
+    return replace(prior, vectors={**donor.vectors, ALPHA: prior.vectors[ALPHA]})
+
+
+def with_alpha_of(prior: Prior, donor: Prior) -> Prior:
+    """`prior` with the architecture of another prior of the same study, for ablations."""
+    return replace(prior, vectors={**prior.vectors, ALPHA: donor.vectors[ALPHA]})
+
+
+def image_sizes(prior: Prior) -> tuple[int, ...]:
+    """Image sizes that the prior has heads for, ascending."""
+    return tuple(sorted(int(name.removeprefix(HEAD_PREFIX)) for name in prior.vectors if name.startswith(HEAD_PREFIX)))
+
+
+def _initial_log_sigma(supernet: Supernet, inner: InnerConfig) -> dict[str, Vector]:
+    if inner.weights == "map":
+        return {}
+    sizes = {
+        name: len(named) if inner.gaussian_scale == "tensor" else layout_of(named).size
+        for name, named in named_vectors(supernet).items()
+    }
+    return {LOG_SIGMA_PREFIX + name: np.full(size, inner.log_sigma, np.float32) for name, size in sizes.items()}

@@ -1,0 +1,1 @@
+"""Networks: candidate ops, cells and the supernet."""

@@ -1,0 +1,1 @@
+"""The search space as plain values: primitives, cell topology, genotypes. No torch."""

@@ -1,0 +1,1 @@
+"""What drives a study: rounds, the outer step, executors, the coordinator actor, the command line."""

@@ -1,0 +1,153 @@
+"""The Ray coordinator actor: holds the prior, runs the rounds, checkpoints. Only wiring here."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from common.artifacts import PriorStore
+from common.config import ClusterConfig, StudyConfig
+from common.messages import AdaptRequest, AdaptResult
+from common.meta.prior import Prior
+from common.telemetry import MetricSink, logger_for
+from coordinator import study
+from coordinator.cluster import worker_resources
+from coordinator.pool import RayPool
+from coordinator.sinks import JsonLinesSink, LogSink, RayMetricsSink, TensorBoardSink
+from workers.actor import WorkerStatus
+
+STATUS_GROUP = "status"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the coordinator is.
+
+    Attributes:
+        version: of the present prior.
+        num_rounds: of the study.
+        tasks_done: results of the present call that came back.
+        metrics: of the last round.
+        workers_replaced: workers that died or hung.
+        workers: what they are doing.
+    """
+
+    version: int
+    num_rounds: int
+    tasks_done: int
+    metrics: dict[str, float]
+    workers_replaced: int
+    workers: tuple[WorkerStatus, ...]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """Where training ended.
+
+    Attributes:
+        version: of the last prior.
+        digest: of the last prior.
+        is_complete: whether all rounds were run.
+    """
+
+    version: int
+    digest: str
+    is_complete: bool
+
+
+class Coordinator:
+    """Drives one study on the cluster. Worker actors belong to it and go when it goes.
+
+    Args:
+        name: in the dashboard.
+        cluster: workers to hold.
+    """
+
+    def __init__(self, name: str, cluster: ClusterConfig) -> None:
+        self._name = name
+        self._log = logger_for("coordinator")
+        num_workers, gpus_per_worker = worker_resources(cluster)
+        self._pool = RayPool(name, num_workers, gpus_per_worker, cluster, time.monotonic, self._log)
+        self._stop = threading.Event()
+        self._version = 0
+        self._num_rounds = 0
+        self._tasks_done = 0
+        self._metrics: dict[str, float] = {}
+
+    def train(self, run_folder: str, config: StudyConfig, prior: Prior) -> TrainOutcome:
+        """Runs the rounds that are left, from `prior` on, and stores them in `run_folder`."""
+        folder = Path(run_folder)
+        self._log = logger_for("coordinator", folder / "train.log")
+        self._version, self._num_rounds = prior.version, config.rounds
+        sinks: list[MetricSink] = [
+            LogSink(self._log, config.rounds),
+            JsonLinesSink(folder / "rounds.jsonl", prior.version),
+            TensorBoardSink(folder / "tensorboard", prior.version),
+            RayMetricsSink(),
+        ]
+        try:
+            last = study.run(
+                prior,
+                config,
+                self._pool,
+                PriorStore(folder),
+                sinks,
+                time.monotonic,
+                self._stop.is_set,
+                self._on_result,
+                self._on_round,
+            )
+        finally:
+            for sink in sinks:
+                sink.close()
+        return TrainOutcome(last.version, last.digest(), last.version >= config.rounds)
+
+    def adapt(self, prior: Prior, requests: Sequence[AdaptRequest]) -> list[AdaptResult]:
+        """Adapts to each task, all from the same prior; results in the order of the requests."""
+        self._tasks_done = 0
+        results = {}
+        for result in self._pool.run(prior, requests):
+            results[result.task_id] = result
+            self._tasks_done += 1
+        return [results[request.task.task_id] for request in requests]
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def progress(self) -> Progress:
+        """How far it is, at this moment."""
+        return Progress(
+            self._version,
+            self._num_rounds,
+            self._tasks_done,
+            self._metrics,
+            self._pool.num_replaced,
+            tuple(self._pool.status()),
+        )
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def stop(self) -> None:
+        """Gives up the present round; `train` then returns. What was checkpointed stays."""
+        self._stop.set()
+
+    def _on_result(self, result: AdaptResult, rejection: Any) -> None:
+        self._tasks_done += 1
+        if rejection is not None:
+            self._log.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
+
+    def _on_round(self, prior: Prior, metrics: Any) -> None:
+        self._version = prior.version
+        self._metrics = dict(metrics)
+
+    def __repr__(self) -> str:
+        return f"Coordinator({self._name})"
+
+
+def start_coordinator(name: str, cluster: ClusterConfig) -> Any:
+    """Starts the coordinator actor and waits until it holds its workers."""
+    actor_class: Any = ray.remote(concurrency_groups={STATUS_GROUP: 2}, num_cpus=0)(Coordinator)  # type: ignore[call-overload]
+    handle = actor_class.options(name=name).remote(name, cluster)
+    ray.get(handle.progress.remote())
+    return handle

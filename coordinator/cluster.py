@@ -1,0 +1,88 @@
+"""The Ray cluster: a local one, or one that is there already."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from common.config import ClusterConfig
+from common.errors import UnavailableError
+
+NAMESPACE = "metasearch"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray.
+
+    Attributes:
+        dashboard_url: of the Ray dashboard, None where it does not run.
+        needs_token: whether the dashboard asks for a token (`ray get-auth-token` prints it).
+        is_local: started by this process, and gone with it.
+    """
+
+    dashboard_url: str | None
+    needs_token: bool
+    is_local: bool
+
+
+def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
+    """Connects to the cluster at `address`, or starts a local one.
+
+    Args:
+        address: as in `ray.init`; `auto` finds the cluster of this machine. None starts one on the loopback.
+        include_dashboard: for a local cluster.
+
+    Raises:
+        UnavailableError: no cluster answers there, or none can be started.
+    """
+    # Ray's ports are code execution: never without a token, unless the operator says so.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Metrics exporters of a local cluster log every missing GPU; nothing here depends on them.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    try:
+        if address is None:
+            context = ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                include_dashboard=include_dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        else:
+            context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = "a local Ray cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
+        raise UnavailableError(f"{where}: {str(error).splitlines()[0]}") from error
+    url = getattr(context, "dashboard_url", None) or None
+    return Cluster(
+        dashboard_url=f"http://{url}" if url else None,
+        needs_token=os.environ["RAY_AUTH_MODE"] == "token",
+        is_local=address is None,
+    )
+
+
+def disconnect() -> None:
+    """Ends the connection, and the cluster if this process started it."""
+    ray.shutdown()
+
+
+def worker_resources(config: ClusterConfig) -> tuple[int, float]:
+    """How many workers a study gets on the connected cluster, and the GPUs of each.
+
+    Raises:
+        UnavailableError: the cluster is too small for the configuration.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+    per_worker = (1.0 if gpus else 0.0) if config.gpus_per_worker is None else config.gpus_per_worker
+    room = int(min(gpus / per_worker, cpus)) if per_worker else int(cpus)
+    wanted = room if config.num_workers is None else config.num_workers
+    if wanted > room or room < 1:
+        raise UnavailableError(
+            f"{max(wanted, 1)} workers of 1 CPU and {per_worker:g} GPU need more than the cluster's {cpus:g} CPUs and "
+            f"{gpus:g} GPUs; lower cluster.num_workers or cluster.gpus_per_worker, or add nodes"
+        )
+    return wanted, per_worker

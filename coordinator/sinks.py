@@ -1,0 +1,107 @@
+"""Where a round's metrics go: a log with one line per round, JSON lines, TensorBoard events, Ray's metrics."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from ray.util.metrics import Gauge
+from tensorboardX import SummaryWriter
+
+from common.telemetry import ROUND_METRICS, metric_name
+
+
+class LogSink:
+    """One line per round for people."""
+
+    def __init__(self, logger: logging.Logger, num_rounds: int) -> None:
+        self._logger = logger
+        self._num_rounds = num_rounds
+
+    def record(self, version: int, values: Mapping[str, float]) -> None:
+        """See `MetricSink.record`."""
+        entropies = [value for name, value in values.items() if metric_name(name) == "alpha_entropy"]
+        self._logger.info(
+            "round %d/%d  loss %.3f -> %.3f  accepted %d  rejected %d  tau %.2f  entropy %.3f  %.1f s",
+            version,
+            self._num_rounds,
+            values["train_loss_first"],
+            values["train_loss_last"],
+            values["tasks_accepted"],
+            values["tasks_rejected"],
+            values["tau"],
+            sum(entropies) / len(entropies),
+            values["round_seconds"],
+        )
+
+    def close(self) -> None:
+        """See `MetricSink.close`."""
+
+
+class JsonLinesSink:
+    """Every metric of every round, one JSON object per line; after a resume, rounds that run again replace theirs."""
+
+    def __init__(self, path: Path, after_version: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_lines(path) if line["prior_version"] <= after_version]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def record(self, version: int, values: Mapping[str, float]) -> None:
+        """See `MetricSink.record`."""
+        self._file.write(json.dumps(dict(values)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """See `MetricSink.close`."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, float]]:
+    """Metrics of a run, round by round; a last line that a crash cut short is left out."""
+    rounds: list[dict[str, float]] = []
+    if path.exists():
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                rounds.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rounds
+
+
+class TensorBoardSink:
+    """Event files; `tensorboard --logdir RUN/tensorboard` shows them."""
+
+    def __init__(self, folder: Path, after_version: int) -> None:
+        # purge_step hides what an interrupted run wrote beyond its last checkpoint.
+        self._writer = SummaryWriter(logdir=str(folder), purge_step=after_version + 1)
+
+    def record(self, version: int, values: Mapping[str, float]) -> None:
+        """See `MetricSink.record`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, version)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """See `MetricSink.close`."""
+        self._writer.close()
+
+
+class RayMetricsSink:
+    """Gauges that Ray exports to Prometheus, for the dashboard. Only within a Ray actor or driver."""
+
+    def __init__(self) -> None:
+        self._gauges = {
+            name: Gauge(f"metasearch_{name}", description, tag_keys=("kind", "op"))
+            for name, description in ROUND_METRICS.items()
+        }
+
+    def record(self, version: int, values: Mapping[str, float]) -> None:
+        """See `MetricSink.record`."""
+        for name, value in values.items():
+            catalogued, *labels = name.split("/")
+            kind, op, *_ = [*labels, "", ""]
+            self._gauges[catalogued].set(value, {"kind": kind, "op": op})
+
+    def close(self) -> None:
+        """See `MetricSink.close`."""

@@ -1,0 +1,105 @@
+"""A study: round after round, each checkpointed, from wherever the last one ended."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+
+from common.artifacts import PriorStore, check_same_config
+from common.config import StudyConfig
+from common.errors import ConflictError
+from common.messages import AdaptResult
+from common.meta.prior import Prior, initial_prior
+from common.telemetry import MetricSink
+from coordinator.outer import Rejection
+from coordinator.rounds import Executor, Round, plan
+from workers.data.arrays import ClassArrays
+from workers.data.sources import load_arrays
+
+
+def begin(store: PriorStore, config: StudyConfig) -> Prior:
+    """Starts a study in an empty folder.
+
+    Raises:
+        ConflictError: a study has begun there.
+    """
+    if store.has_config():
+        raise ConflictError(f"{store.folder.url} holds a study; add --resume to go on with it, or choose another --run")
+    prior = initial_prior(config)
+    store.save_config(config)
+    store.save(prior)
+    return prior
+
+
+def resume(store: PriorStore, config: StudyConfig | None = None, version: int | None = None) -> Prior:
+    """The prior that a study goes on from: its last version, or the one named; later ones are discarded.
+
+    Raises:
+        NotFoundError: no study has begun there, or there is no such version.
+        ConflictError: `config` is not what the study was started with.
+        CorruptArtifactError: the version is truncated or altered.
+    """
+    stored = store.load_config()
+    if config is not None:
+        check_same_config(stored, config)
+    if not store.versions():
+        return initial_prior(stored)  # stopped between writing the configuration and the first prior
+    prior = store.load(version)
+    store.discard_after(prior.version)
+    return prior
+
+
+def load_catalogs(config: StudyConfig) -> list[ClassArrays]:
+    """Images of each family of tasks; prepared and cached on first use."""
+    return [load_arrays(family.data, family.image_size) for family in config.families]
+
+
+def run(
+    prior: Prior,
+    config: StudyConfig,
+    executor: Executor,
+    store: PriorStore,
+    sinks: Sequence[MetricSink],
+    now_s: Callable[[], float],
+    should_stop: Callable[[], bool] = lambda: False,
+    on_result: Callable[[AdaptResult, Rejection | None], None] = lambda result, rejection: None,
+    on_round: Callable[[Prior, Mapping[str, float]], None] = lambda prior, metrics: None,
+) -> Prior:
+    """Runs the rounds that are left and stores the versions that they make.
+
+    Args:
+        prior: to start from.
+        config: of the study.
+        executor: runs the tasks.
+        store: receives the priors.
+        sinks: receive each round's metrics.
+        now_s: a monotonic clock.
+        should_stop: asked after every result; a round that is given up leaves no trace.
+        on_result: called with every result, and why it was rejected if it was.
+        on_round: called with every new prior and its metrics.
+
+    Returns:
+        The last prior that was made.
+
+    Raises:
+        AdaptationError: a round failed; what was made before it is stored.
+    """
+    catalogs = load_catalogs(config)
+    while prior.version < config.rounds and not should_stop():
+        started_s = now_s()
+        round_plan = plan(prior, config, catalogs)
+        running = Round(prior, round_plan, config)
+        with closing(executor.run(prior, round_plan.requests)) as results:
+            for result in results:
+                on_result(result, running.absorb(result))
+                if should_stop():
+                    break
+        if not running.is_complete:
+            break
+        prior, metrics = running.finish()
+        metrics["round_seconds"] = now_s() - started_s
+        if prior.version % config.checkpoint.every_rounds == 0 or prior.version == config.rounds:
+            store.save(prior)
+            store.prune(config.checkpoint.keep_last)
+        for sink in sinks:
+            sink.record(prior.version, metrics)
+        on_round(prior, metrics)
+    return prior

@@ -1,0 +1,1 @@
+"""What runs beside a device: data, the inner loop, the worker actor."""

@@ -1,0 +1,269 @@
+"""The inner loop: from a prior and a task's images to local weights and a local architecture (BASE alg. 1).
+
+A pure function of its arguments: random numbers are keyed by (study seed, task, step, purpose), optimizers start fresh,
+and the supernet that is passed in is scratch memory.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.config import RelaxationKind
+from common.errors import ConflictError
+from common.messages import AdaptRequest, AdaptResult, Evaluation, LocalUpdate
+from common.meta.params import BODY, BoundVector, head_vector, named_vectors
+from common.meta.posterior import evaluation_weights, kl_architecture, probabilities, relax
+from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior
+from common.nn.cell import Mixture
+from common.nn.supernet import Supernet
+from common.streams import stream
+from workers.data.episodes import Episode
+from workers.device import ResidentImages, resident
+from workers.weights import LocalWeights
+
+# Test images that share their batch statistics; larger test sets are cut into equal parts.
+EVALUATION_BATCH = 512
+
+
+def adapt(
+    prior: Prior,
+    request: AdaptRequest,
+    episode: Episode,
+    supernet: Supernet,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> AdaptResult:
+    """Adapts a local copy of the prior to one task.
+
+    Args:
+        prior: where the task starts; unchanged.
+        request: the task and how to learn it.
+        episode: the task's images.
+        supernet: of the request's search space and network, on the device to compute on; its weights are overwritten.
+        on_step: called with the number of steps done, after each.
+
+    Raises:
+        ConflictError: the prior is not the version that the request names.
+        InvalidInputError: the supernet has no head for the task's image size.
+    """
+    if prior.version != request.version:
+        raise ConflictError(f"the task starts from version {request.version}, the prior at hand is {prior.version}")
+    loop = _InnerLoop(prior, request, episode, supernet)
+    evaluations: list[Evaluation] = []
+    losses: list[Tensor] = []
+    adapt_s = 0.0
+    for step in range(request.inner.steps + 1):
+        if step in request.eval_steps:
+            evaluations.append(loop.evaluate(step))
+        if step < request.inner.steps:
+            started_s = time.perf_counter()
+            losses.append(loop.step_(step))
+            adapt_s += time.perf_counter() - started_s
+            on_step(step + 1)
+    num_images = request.inner.steps * loop.batches.batch_size
+    return AdaptResult(
+        task_id=request.task.task_id,
+        update=loop.update() if request.returns_update else None,
+        probabilities=loop.probabilities(),
+        train_losses=tuple(torch.stack(losses).tolist()),
+        evaluations=tuple(evaluations),
+        adapt_s=adapt_s,
+        images_per_s=num_images / adapt_s,
+    )
+
+
+@dataclass(frozen=True)
+class MinibatchOrder:
+    """Which images each step sees: pass after pass over a set, each in an order of its own."""
+
+    indices: NDArray[np.int64]
+    batch_size: int
+    seed: int
+    task_id: str
+    purpose: str
+
+    def at(self, step: int) -> NDArray[np.int64]:
+        """Indices of the images of `step`."""
+        per_pass = max(len(self.indices) // self.batch_size, 1)
+        pass_number, position = divmod(step, per_pass)
+        order = stream(self.seed, self.task_id, pass_number, self.purpose).permutation(self.indices)
+        return order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+class _InnerLoop:
+    """The state of one adaptation."""
+
+    def __init__(self, prior: Prior, request: AdaptRequest, episode: Episode, supernet: Supernet) -> None:
+        self.request = request
+        self.inner = request.inner
+        self.kind: RelaxationKind = request.relaxation if self.inner.relaxation == "prior" else self.inner.relaxation
+        self.device = next(supernet.parameters()).device
+        self.supernet = supernet
+        self.train = resident(episode.train_images, episode.train_labels, self.device)
+        self.test = resident(episode.test_images, episode.test_labels, self.device)
+
+        vectors = named_vectors(supernet)
+        self.weight_names = [BODY, head_vector(request.task.image_size)]
+        self.weights = [
+            LocalWeights(
+                BoundVector(vectors[name]),
+                prior.vectors[name],
+                prior.vectors.get(LOG_SIGMA_PREFIX + name),
+                self.inner.prior_precision,
+            )
+            for name in self.weight_names
+        ]
+        self.classifier = nn.Linear(supernet.num_features, len(request.task.classes), device=self.device)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+        space = request.space
+        shape = (len(space.cell_kinds), space.topology.num_edges, len(space.ops))
+        self.prior_alpha = torch.tensor(prior.vectors[ALPHA], device=self.device).reshape(shape)
+        self.alpha = nn.Parameter(self.prior_alpha.clone())
+        self.alpha.grad = torch.zeros_like(self.alpha)
+        self.penalty = torch.tensor([self.inner.op_penalty.get(op, 0.0) for op in space.ops], device=self.device)
+
+        self.weight_parameters = [local.mean for local in self.weights] + list(self.classifier.parameters())
+        theta = self.inner.theta
+        self.weight_optimizer = torch.optim.SGD(
+            self.weight_parameters, lr=theta.lr, momentum=theta.momentum, weight_decay=theta.weight_decay
+        )
+        self.alpha_optimizer = torch.optim.Adam([self.alpha], lr=self.inner.alpha.lr, betas=self.inner.alpha.betas)
+        scales = [local.log_s for local in self.weights if local.log_s is not None]
+        self.scale_optimizer = torch.optim.Adam(scales, lr=self.inner.log_sigma_lr) if scales else None
+
+        num_examples = self.train.num_images
+        self.beta_theta = 1 / num_examples if self.inner.beta_theta is None else self.inner.beta_theta
+        self.beta_alpha = 1 / num_examples if self.inner.beta_alpha is None else self.inner.beta_alpha
+        everything = np.arange(num_examples)
+        if self.inner.level == "bilevel":
+            halves = stream(request.study_seed, request.task.task_id, "halves").permutation(everything)
+            self.batches = self._order(halves[::2], "weights order")
+            self.alpha_batches = self._order(halves[1::2], "architecture order")
+        else:
+            self.batches = self.alpha_batches = self._order(everything, "order")
+
+    def _order(self, indices: NDArray[np.int64], purpose: str) -> MinibatchOrder:
+        size = min(self.inner.batch_size, len(indices))
+        return MinibatchOrder(indices, size, self.request.study_seed, self.request.task.task_id, purpose)
+
+    def step_(self, step: int) -> Tensor:
+        """One step of the inner loop; returns the objective, in nats, on the device."""
+        self._set_learning_rate(step)
+        for local in self.weights:
+            local.draw_(self._stream(step, "weights"))
+        if self.inner.level == "bilevel" and self.request.learns_alpha:
+            self._backward(step, self.alpha_batches, "architecture")
+            self.alpha_optimizer.step()
+        loss = self._backward(step, self.batches, "")
+        if self.inner.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.weight_parameters, self.inner.clip_norm)
+        self.weight_optimizer.step()
+        if self.scale_optimizer is not None:
+            self.scale_optimizer.step()
+        if self.inner.level == "single" and self.request.learns_alpha:
+            self.alpha_optimizer.step()
+        return loss
+
+    def _backward(self, step: int, batches: MinibatchOrder, purpose: str) -> Tensor:
+        """Gradients of mean cross-entropy + beta KL with respect to everything local, from one backward pass."""
+        for local in self.weights:
+            local.zero_grad_()
+        self.classifier.zero_grad()
+        assert self.alpha.grad is not None
+        self.alpha.grad.zero_()
+        images, labels = self.train.augmented_batch(
+            batches.at(step), self.inner.augment, self._stream(step, purpose + "augment")
+        )
+        logits = self._logits(images, self._mixtures(self._gumbel(step, purpose)))
+        loss = F.cross_entropy(logits, labels)
+        if self.request.learns_alpha:
+            loss = loss + self._alpha_terms()
+        loss.backward()
+        for local in self.weights:
+            local.add_divergence_grad_(self.beta_theta)
+        divergence = torch.stack([local.divergence() for local in self.weights]).sum()
+        return loss.detach() + self.beta_theta * divergence
+
+    def _alpha_terms(self) -> Float[Tensor, ""]:
+        space = self.request.space
+        terms = self.beta_alpha * kl_architecture(self.alpha, self.prior_alpha, space.topology, space.normalisation)
+        if self.inner.op_penalty:
+            p = probabilities(self.alpha, space.topology, space.normalisation)
+            terms = terms + (p.mean(dim=(0, 1)) * self.penalty).sum()
+        return terms
+
+    def _logits(self, images: Tensor, mixtures: dict[str, Mixture]) -> Float[Tensor, "batch classes"]:
+        features = self.supernet(images, mixtures, self.request.task.image_size)
+        logits: Tensor = self.classifier(features)
+        return logits
+
+    def _mixtures(self, noise: Tensor | None) -> dict[str, Mixture]:
+        space = self.request.space
+        relaxed = relax(self.alpha, noise, self.request.tau, self.kind, space.topology, space.normalisation)
+        return relaxed.mixtures(tuple(space.cell_kinds))
+
+    def _gumbel(self, step: int, purpose: str) -> Tensor | None:
+        if self.kind == "softmax":
+            return None
+        noise = self._stream(step, purpose + "gumbel").gumbel(size=tuple(self.alpha.shape))
+        return torch.from_numpy(noise.astype(np.float32)).to(self.device)
+
+    def _stream(self, step: int, purpose: str) -> np.random.Generator:
+        return stream(self.request.study_seed, self.request.task.task_id, step, purpose)
+
+    def _set_learning_rate(self, step: int) -> None:
+        theta = self.inner.theta
+        if theta.lr_end is not None:
+            progress = step / max(self.inner.steps - 1, 1)
+            lr = theta.lr_end + (theta.lr - theta.lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
+            for group in self.weight_optimizer.param_groups:
+                group["lr"] = lr
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> Evaluation:
+        """Held-out accuracy of the present local state."""
+        for local in self.weights:
+            local.use_mean_()
+        space = self.request.space
+        weights = evaluation_weights(self.alpha, self.request.tau, self.kind, space.topology, space.normalisation)
+        mixtures = {kind: Mixture(weights[index]) for index, kind in enumerate(space.cell_kinds)}
+        correct, total_loss = 0.0, 0.0
+        for part in self._test_parts(self.test):
+            images, labels = self.test.batch(part)
+            logits = self._logits(images, mixtures)
+            correct += float((logits.argmax(dim=1) == labels).sum())
+            total_loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        return Evaluation(step, correct / self.test.num_images, total_loss / self.test.num_images)
+
+    def _test_parts(self, test: ResidentImages) -> Sequence[NDArray[np.int64]]:
+        # Shuffled, so that every part's batch statistics come from all classes.
+        order = stream(self.request.study_seed, self.request.task.task_id, "test order").permutation(test.num_images)
+        return np.array_split(order, math.ceil(test.num_images / EVALUATION_BATCH))
+
+    def probabilities(self) -> dict[str, NDArray[np.float64]]:
+        """The architecture posterior by kind of cell."""
+        space = self.request.space
+        values = probabilities(self.alpha.detach().double(), space.topology, space.normalisation).cpu().numpy()
+        return {kind: values[index] for index, kind in enumerate(space.cell_kinds)}
+
+    def update(self) -> LocalUpdate:
+        """What the prior learns from this task."""
+        named = dict(zip(self.weight_names, self.weights, strict=True))
+        scales = {name: local.local_log_sigma() for name, local in named.items()}
+        return LocalUpdate(
+            task_id=self.request.task.task_id,
+            version=self.request.version,
+            num_examples=self.train.num_images,
+            differences={name: local.difference() for name, local in named.items()},
+            alpha=self.alpha.detach().reshape(-1).cpu().numpy(),
+            log_sigma={name: scale for name, scale in scales.items() if scale is not None},
+        )

@@ -1,0 +1,1 @@
+"""Image sources, their node-local cache, and the learning tasks drawn from them."""

@@ -1,0 +1,251 @@
+"""Zip and tar archives of image folders, and npz files: files from strangers, read in memory and never unpacked.
+
+An archive may hold nothing but plain files and folders below itself, within limits that are checked before a byte is
+decompressed.
+"""
+
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+
+from common.errors import InvalidInputError
+from workers.data.arrays import ClassImages, by_label
+from workers.data.images import IMAGE_SUFFIXES, Square, decode_squares, resize_all, stack_images
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+_BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError, ValueError)
+
+
+@dataclass(frozen=True)
+class ArchiveLimits:
+    """What an archive may at most hold; more is taken for a decompression bomb."""
+
+    max_members: int = 2_000_000
+    """Files and folders."""
+    max_member_bytes: int = 256 << 20
+    """One file, unpacked."""
+    max_total_bytes: int = 64 << 30
+    """All files, unpacked."""
+    max_pixel_bytes: int = 8 << 30
+    """All images, decoded and resized: they are in memory until sorted by class."""
+
+
+DEFAULT_LIMITS = ArchiveLimits()
+
+
+@dataclass(frozen=True)
+class Member:
+    """An entry of an archive: its name, size in bytes when unpacked, and whether it is a folder."""
+
+    name: str
+    num_bytes: int
+    is_folder: bool
+
+
+def read_archive(path: Path, image_size: int, limits: ArchiveLimits = DEFAULT_LIMITS) -> Iterator[ClassImages]:
+    """Decodes a zip or tar archive: a folder per class, with or without one folder around all of them.
+
+    Args:
+        path: the archive, compressed or not.
+        image_size: height and width of the results in pixels.
+        limits: what is refused.
+
+    Returns:
+        Classes sorted by name, their images sorted by name; one channel where no image has colour, else three.
+
+    Raises:
+        InvalidInputError: broken archive; a member that is a link or device, lies outside, is too large or is not a
+            readable image; an image outside class folders; a class without images.
+    """
+    try:
+        with closing(_open(path)) as archive:
+            class_of = assign_classes(_checked(archive.members(), path, limits), path)
+            decoded: dict[str, list[tuple[str, Square]]] = defaultdict(list)
+            num_bytes = 0
+            for name, data in archive.contents(class_of):
+                image = decode_squares(data, f"{path}: {name}", (image_size,))[0]
+                num_bytes += image.nbytes
+                if num_bytes > limits.max_pixel_bytes:
+                    raise InvalidInputError(
+                        f"{path} holds more than {limits.max_pixel_bytes} bytes of images at {image_size} px; "
+                        "unpack it and pass the folder"
+                    )
+                decoded[class_of[name]].append((name, image))
+    except _BROKEN as error:
+        raise InvalidInputError(f"{path} is not a readable archive ({error}); pack it again") from None
+    colour = any(image.shape[2] == 3 for images in decoded.values() for _, image in images)
+    return _sorted_classes(decoded, 3 if colour else 1)
+
+
+def assign_classes(members: Iterable[Member], path: Path) -> Mapping[str, str]:
+    """The class of every image of an archive: the outermost folder that does not hold all images.
+
+    Raises:
+        InvalidInputError: an image lies outside class folders, or a folder beside classes has no images.
+    """
+    parts_of: dict[str, tuple[str, ...]] = {}
+    images: list[str] = []
+    for member in members:
+        parts = PurePosixPath(member.name).parts
+        if "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+            continue
+        parts_of[member.name] = parts if member.is_folder else parts[:-1]  # the folders that it is or lies in
+        if not member.is_folder and PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES:
+            images.append(member.name)
+    depth = 0
+    while (
+        images
+        and all(len(parts_of[name]) > depth + 1 for name in images)
+        and len({parts_of[name][depth] for name in images}) == 1
+    ):
+        depth += 1
+    for name in images:
+        if len(parts_of[name]) <= depth:
+            raise InvalidInputError(f"{path}: image {name!r} lies outside the class folders; move it into one")
+    class_of = {name: parts_of[name][depth] for name in images}
+    top = parts_of[images[0]][:depth] if images else ()
+    folders = {parts[depth] for parts in parts_of.values() if len(parts) > depth and parts[:depth] == top}
+    for folder in sorted(folders - set(class_of.values())):
+        raise InvalidInputError(f"{path}: class {folder!r} has no images; add some or remove its folder")
+    return class_of
+
+
+def read_npz(path: Path, image_size: int, limits: ArchiveLimits = DEFAULT_LIMITS) -> Iterator[ClassImages]:
+    """Reads `images` uint8 (image, height, width[, channel]) and `labels` (image,), integers or text, from an npz file.
+
+    Raises:
+        InvalidInputError: broken file, pickled objects, a key missing, wrong type or shape, or too large.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+        if total > limits.max_total_bytes:
+            raise InvalidInputError(f"{path} unpacks to {total} bytes, at most {limits.max_total_bytes} are read")
+        with np.load(path, allow_pickle=False) as file:
+            for key in ("images", "labels"):
+                if key not in file:
+                    raise InvalidInputError(
+                        f"{path} has no array {key!r} but {', '.join(file) or 'none'}; save it with "
+                        "numpy.savez(path, images=..., labels=...)"
+                    )
+            images, labels = file["images"], file["labels"]
+    except (*_BROKEN, MemoryError) as error:  # a header can promise any size
+        raise InvalidInputError(
+            f"{path} is not a readable npz file of plain arrays ({error}); save it with "
+            "numpy.savez(path, images=..., labels=...), without objects"
+        ) from None
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8:
+        raise InvalidInputError(f"{path}: images are {images.dtype}; convert them to uint8, values 0 to 255")
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        raise InvalidInputError(
+            f"{path}: images have shape {images.shape}; give (images, height, width) or "
+            "(images, height, width, channels) with 1 or 3 channels"
+        )
+    if labels.dtype.kind not in "iuU" or labels.shape != images.shape[:1]:
+        raise InvalidInputError(
+            f"{path}: labels are {labels.dtype} {labels.shape}; give one integer or text for each of the "
+            f"{len(images)} images"
+        )
+    return by_label(resize_all(images, image_size), labels)
+
+
+class _Archive(Protocol):
+    def members(self) -> Iterator[Member]: ...
+    def contents(self, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]: ...
+    def close(self) -> None: ...
+
+
+def _open(path: Path) -> _Archive:
+    return _Tar(path) if path.name.lower().endswith(TAR_SUFFIXES) else _Zip(path)
+
+
+def _checked(members: Iterator[Member], path: Path, limits: ArchiveLimits) -> Iterator[Member]:
+    total = 0
+    for index, member in enumerate(members):
+        parts = re.split(r"[/\\]", member.name)
+        if member.name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", member.name):
+            raise InvalidInputError(f"{path}: member {member.name!r} points outside the archive; pack it again")
+        total += member.num_bytes
+        if index >= limits.max_members:
+            raise InvalidInputError(f"{path} has more than {limits.max_members} members; unpack it, pass the folder")
+        if member.num_bytes > limits.max_member_bytes:
+            raise InvalidInputError(
+                f"{path}: member {member.name!r} unpacks to {member.num_bytes} bytes, at most "
+                f"{limits.max_member_bytes} are read; remove it"
+            )
+        if total > limits.max_total_bytes:
+            raise InvalidInputError(
+                f"{path} unpacks to more than {limits.max_total_bytes} bytes; unpack it and pass the folder"
+            )
+        yield member
+
+
+def _sorted_classes(decoded: dict[str, list[tuple[str, Square]]], channels: int) -> Iterator[ClassImages]:
+    for name in sorted(decoded):
+        images = stack_images([image for _, image in sorted(decoded.pop(name), key=lambda pair: pair[0])])
+        yield ClassImages(name, name, images if images.shape[3] == channels else images.repeat(3, axis=3))
+
+
+class _Zip:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = zipfile.ZipFile(path)
+
+    def members(self) -> Iterator[Member]:
+        for info in self._file.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise InvalidInputError(_special(self._path, info.filename))
+            if info.flag_bits & 1:
+                raise InvalidInputError(
+                    f"{self._path}: member {info.filename!r} is encrypted; pack it without password"
+                )
+            yield Member(info.filename, info.file_size, info.is_dir())
+
+    def contents(self, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+        # zipfile stops at the size that the directory promised, which has been checked.
+        for name in names:
+            yield name, self._file.read(name)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Tar:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = tarfile.open(path)  # noqa: SIM115  closed by `close`
+
+    def members(self) -> Iterator[Member]:
+        for info in self._file:
+            if not (info.isfile() or info.isdir()):
+                raise InvalidInputError(_special(self._path, info.name))
+            yield Member(info.name, info.size, info.isdir())
+
+    def contents(self, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+        # In the archive's order: a compressed tar can only be read forwards.
+        for info in self._file:
+            if info.name in names and info.isfile():
+                file = self._file.extractfile(info)
+                assert file is not None, "a plain file can be read"
+                with file:
+                    yield info.name, file.read()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _special(path: Path, name: str) -> str:
+    return f"{path}: member {name!r} is a link or device; pack plain files only"
