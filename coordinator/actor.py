@@ -71,8 +71,8 @@ class Coordinator:
         self._name = name
         self._log = logger_for("coordinator")
         num_workers, gpus_per_worker = worker_resources(cluster)
-        self._pool = RayPool(name, num_workers, gpus_per_worker, cluster, time.monotonic, self._log)
         self._stop = threading.Event()
+        self._pool = RayPool(name, num_workers, gpus_per_worker, cluster, time.monotonic, self._log, self._stop.is_set)
         self._version = 0
         self._num_rounds = 0
         self._tasks_done = 0
@@ -113,7 +113,7 @@ class Coordinator:
         for result in self._pool.run(prior, requests):
             results[result.task_id] = result
             self._tasks_done += 1
-        return [results[request.task.task_id] for request in requests]
+        return [results[request.task.task_id] for request in requests if request.task.task_id in results]
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def progress(self) -> Progress:

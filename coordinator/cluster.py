@@ -5,9 +5,10 @@ import os
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayTaskError
 
 from common.config import ClusterConfig
-from common.errors import UnavailableError
+from common.errors import AdaptationError, MetaSearchError, UnavailableError
 
 NAMESPACE = "metasearch"
 
@@ -37,10 +38,8 @@ def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
     Raises:
         UnavailableError: no cluster answers there, or none can be started.
     """
-    # Ray's ports are code execution: never without a token, unless the operator says so.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # Metrics exporters of a local cluster log every missing GPU; nothing here depends on them.
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    # Ray's ports are code execution. From 2.59 on a local cluster asks for a token unless RAY_AUTH_MODE says otherwise;
+    # to set the variable here would be too late, as Ray reads it when it is imported.
     try:
         if address is None:
             context = ray.init(
@@ -49,7 +48,6 @@ def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
                 include_dashboard=include_dashboard,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                configure_logging=True,
             )
         else:
             context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
@@ -59,7 +57,7 @@ def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
     url = getattr(context, "dashboard_url", None) or None
     return Cluster(
         dashboard_url=f"http://{url}" if url else None,
-        needs_token=os.environ["RAY_AUTH_MODE"] == "token",
+        needs_token=os.environ.get("RAY_AUTH_MODE") == "token",
         is_local=address is None,
     )
 
@@ -86,3 +84,11 @@ def worker_resources(config: ClusterConfig) -> tuple[int, float]:
             f"{gpus:g} GPUs; lower cluster.num_workers or cluster.gpus_per_worker, or add nodes"
         )
     return wanted, per_worker
+
+
+def cause_of(error: RayTaskError) -> MetaSearchError:
+    """What went wrong inside an actor, as one of our errors: what it raised on purpose, or an AdaptationError."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, MetaSearchError) and not isinstance(cause, RayTaskError):
+        return cause
+    return AdaptationError(str(error).strip().splitlines()[-1])

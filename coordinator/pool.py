@@ -10,9 +10,10 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from common.config import ClusterConfig
-from common.errors import AdaptationError, MetaSearchError
+from common.errors import AdaptationError
 from common.messages import AdaptRequest, AdaptResult
 from common.meta.prior import Prior
+from coordinator.cluster import cause_of
 from workers.actor import STATUS_GROUP, SearchWorker, WorkerStatus
 
 MAX_IN_FLIGHT = 2
@@ -45,6 +46,7 @@ class RayPool:
         config: time limit and attempts.
         now_s: a monotonic clock.
         logger: hears of replacements.
+        should_stop: asked at least once a second; once true, `run` ends early.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class RayPool:
         config: ClusterConfig,
         now_s: Callable[[], float],
         logger: logging.Logger,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._name = name
         self._gpus_per_worker = gpus_per_worker
         self._config = config
         self._now_s = now_s
         self._logger = logger
+        self._should_stop = should_stop
         self._num_started = 0
         self._num_replaced = 0
         self._prior_ref: tuple[str, Any] | None = None
@@ -82,7 +86,7 @@ class RayPool:
         waiting = deque(requests)
         attempts = {request.task.task_id: 0 for request in requests}
         try:
-            while waiting or any(worker.in_flight for worker in self._workers):
+            while not self._should_stop() and (waiting or any(worker.in_flight for worker in self._workers)):
                 self._fill(waiting, prior_ref)
                 yield from self._collect(waiting, attempts)
         finally:
@@ -143,7 +147,8 @@ class RayPool:
                 self._replace(worker, "died", waiting, attempts)
                 continue
             except RayTaskError as error:
-                raise _translated(error, worker.in_flight[0][1]) from error
+                cause = cause_of(error)
+                raise type(cause)(f"task {worker.in_flight[0][1].task.task_id}: {cause}") from error
             worker.in_flight.popleft()
             worker.head_since_s = self._now_s()
             yield result
@@ -173,11 +178,3 @@ class RayPool:
             if worker.in_flight:
                 ray.kill(worker.handle)
                 self._workers[index] = self._start_worker()
-
-
-def _translated(error: RayTaskError, request: AdaptRequest) -> MetaSearchError:
-    """What went wrong inside a worker, as one of our errors."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, MetaSearchError):
-        return type(cause)(f"task {request.task.task_id}: {cause}")
-    return AdaptationError(f"task {request.task.task_id} failed: {str(error).strip().splitlines()[-1]}")

@@ -45,7 +45,7 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
         config: of the study.
         catalogs: images of each family of tasks, in the order of `config.families`.
     """
-    relaxation, tau = config.relaxation.at(prior.version, config.rounds)
+    relaxation, _ = config.relaxation.at(prior.version, config.rounds)
     requests = []
     for index, (family, arrays) in enumerate(zip(config.families, catalogs, strict=True)):
         for number in range(family.tasks_per_round):
@@ -59,7 +59,7 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
                     study_seed=config.seed,
                     version=prior.version,
                     relaxation=relaxation,
-                    tau=tau,
+                    tau=prior.tau,
                     learns_alpha=learns_alpha(prior, config),
                 )
             )

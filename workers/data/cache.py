@@ -108,7 +108,7 @@ def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
     try:
         with os.scandir(folder) as entries:
             stats = [(entry.name, entry.stat()) for entry in entries]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{folder} does not exist") from None
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 

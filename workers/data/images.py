@@ -47,7 +47,7 @@ def decode_squares(
             _check_pixels(file, name)
             # JPEG decodes at a half, quarter or eighth: much less work, and still at least twice the target.
             file.draft(None, (2 * largest, 2 * largest))
-            image = _eight_bits(file)
+            image = _plain(file)
             mode = {None: "L" if _gray(image) else "RGB", 1: "L", 3: "RGB"}[channels]
             image = image.convert(mode)
             return [_pixels(resize_crop(image, size)) for size in image_sizes]
@@ -124,11 +124,11 @@ def _gray(image: Image.Image) -> bool:
     return image.mode in _GRAY_MODES or image.mode.startswith("I")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray by its high bytes; PIL's own conversion would clip to the lowest 256 levels."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+def _plain(image: Image.Image) -> Image.Image:
+    """An image that PIL converts to gray or RGB without a warning and without loss."""
+    if image.mode.startswith("I"):  # 16 bits: PIL's own conversion would clip to the lowest 256 levels
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
 def _pixels(image: Image.Image) -> Square:

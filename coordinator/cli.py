@@ -1,0 +1,313 @@
+"""The command line. Every command validates, calls one function, and prints; nothing is computed here."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from common.artifacts import PriorStore
+from common.config import DatasetRef, load, preset_names
+from common.errors import INTERRUPTED_EXIT_CODE, ConflictError, InvalidInputError, MetaSearchError
+from common.space.genotype import DerivationRule
+
+# Heavy imports (torch, Ray, matplotlib) wait until a command needs them, so that --help answers at once.
+
+app = typer.Typer(
+    name="metasearch",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Meta architecture search: learn a prior over the weights and architecture of a supernet from many image
+    tasks, then give a new task its own architecture and weights in a few steps.
+
+    Start with `metasearch demo`. Then: `metasearch train demo --run runs/mine`, and
+    `metasearch adapt --run runs/mine --data digits --steps 20`.""",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them, prepare large ones.")
+app.add_typer(data_app, name="data")
+
+_messages = Console(stderr=True)
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="Ray cluster to use: `auto`, or HOST:PORT. Else a local one."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Changes one field, e.g. `--set inner.steps=5`. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def main() -> None:
+    """Runs the command line; errors of ours become one line and an exit code, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except MetaSearchError as error:
+        _messages.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _messages.print("Interrupted.")
+        sys.exit(INTERRUPTED_EXIT_CODE)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
+    overrides: SetOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Shows everything in a few minutes: meta-trains on characters, adapts to unseen scripts and real digits.
+
+    Leaves `result.json`, `curves.png` and `cells.png` in the run's folder. An interrupted demo goes on where it was.
+    """
+    from coordinator.demo import run_demo
+
+    run_demo(run, overrides or [], address, _messages)
+    _messages.print(f"Look at {run / 'curves.png'} and {run / 'cells.png'}; figures are in {run / 'result.json'}.")
+
+
+@app.command()
+def train(
+    preset: Annotated[
+        str | None,
+        typer.Argument(metavar="[PRESET|FILE]", help=f"Preset ({', '.join(preset_names())}) or TOML file."),
+    ] = None,
+    run: Annotated[Path, typer.Option(help="Folder of the run.")] = ...,  # type: ignore[assignment]
+    overrides: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in this folder.")] = False,
+    from_version: Annotated[
+        int | None, typer.Option(help="With --resume: go on from this version; later ones are discarded.")
+    ] = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Meta-trains a prior, round after round; every round is checkpointed.
+
+    A run can be interrupted (Ctrl-C, or killed) at any time and resumed: the final prior is bitwise the same.
+    The folder holds the configuration, the last priors, `train.log` (a line per round), `rounds.jsonl` (every metric)
+    and TensorBoard events.
+
+    Examples: `metasearch train demo --run runs/a`, `metasearch train demo --run runs/b --set rounds=100`,
+    `metasearch train --run runs/a --resume`.
+    """
+    if resume:
+        config = None if preset is None else load(preset, overrides or [])
+        if preset is None and overrides:
+            raise InvalidInputError("--set with --resume needs the preset or file that the run was started with")
+    elif preset is None:
+        raise InvalidInputError(f"name a preset ({', '.join(preset_names())}) or a file, or add --resume")
+    elif from_version is not None:
+        raise InvalidInputError("--from-version goes with --resume")
+    else:
+        config = load(preset, overrides or [])
+
+    from coordinator import study
+    from coordinator.demo import show_dashboard
+    from coordinator.driver import open_session
+
+    store = PriorStore(run)
+    if resume:
+        config = config or store.load_config()
+        prior = study.resume(store, config, from_version)
+        _messages.print(f"Resuming from version {prior.version} of {config.rounds}.")
+    else:
+        assert config is not None
+        if store.has_config():
+            raise ConflictError(f"{run} holds a study; add --resume to go on with it, or choose another --run")
+        _messages.print("Preparing images ...")
+        study.load_catalogs(config)
+    with open_session(f"train-{run.name}", config.cluster, address, _messages) as session:
+        # Last of all: a wrong source, or no cluster, leaves no run behind.
+        if not resume:
+            prior = study.begin(store, config)
+        show_dashboard(session, _messages)
+        outcome = session.train(str(run.resolve()), config, prior)
+    if as_json:
+        print(json.dumps({"version": outcome.version, "sha256": outcome.digest, "complete": outcome.is_complete}))
+    _messages.print(f"Version {outcome.version} of {config.rounds}, SHA-256 {outcome.digest}", soft_wrap=True)
+    if not outcome.is_complete:
+        _messages.print(f"Stopped. To go on: metasearch train --run {run} --resume", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED_EXIT_CODE)
+
+
+@app.command()
+def adapt(
+    run: Annotated[Path, typer.Option(help="Run whose prior to start from.")],
+    data: Annotated[str, typer.Option(help="A source (`metasearch data list`), image folder, zip, tar or npz.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Names, separated by commas; or how many to draw from unseen ones.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Adaptation steps; the run's `adapt.steps` by default.")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Folder that holds the source's files.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; the first size of the run by default.")] = None,
+    train_per_class: Annotated[
+        int | None, typer.Option(min=1, help="Training images per class; all by default.")
+    ] = None,
+    test_per_class: Annotated[int, typer.Option(min=1, help="Held-out images per class.")] = 20,
+    version: Annotated[int | None, typer.Option(help="Version of the prior; the latest by default.")] = None,
+    rule: Annotated[str, typer.Option("--derive", help="top2_pairs, darts or sample.")] = "top2_pairs",
+    seed: Annotated[int, typer.Option(min=0, help="Chooses images, and classes where they are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; RUN/adapt by default.")] = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Adapts a run's prior to a new task: its own weights and architecture in a few steps.
+
+    Leaves `result.json`, `cells.png` and `curves.png`. Accuracy is on held-out images.
+
+    Example: `metasearch adapt --run runs/demo --data digits --classes 0,1,2,3 --steps 20`.
+    """
+    from typing import get_args
+
+    from coordinator.adaptation import TaskChoice, evaluation_steps, store_result, task_of
+    from coordinator.driver import open_session
+    from coordinator.experiment import Arm, adapt_request
+
+    if rule not in get_args(DerivationRule):
+        raise InvalidInputError(f"--derive must be one of {', '.join(get_args(DerivationRule))}, got {rule!r}")
+    derivation: DerivationRule = rule  # type: ignore[assignment]
+    store = PriorStore(run)
+    config = store.load_config()
+    prior = store.load(version)
+    unseen = next((family.data for family in config.families if family.data.source == data), DatasetRef())
+    reference = unseen.model_copy(
+        update={"source": data, "root": root or unseen.root if unseen.source == data else root}
+    )
+    choice = TaskChoice(
+        reference, _classes(classes), image_size or config.families[0].image_size, train_per_class, test_per_class, seed
+    )
+    task = task_of(choice, config)
+    inner = config.adapt if steps is None else config.adapt.model_copy(update={"steps": steps})
+    request = adapt_request(task, Arm("adapt", prior, inner), config, evaluation_steps(inner.steps))
+    cluster = config.cluster.model_copy(update={"num_workers": 1})
+    with open_session("adapt", cluster, address, _messages) as session:
+        (result,) = session.adapt(prior, [request], "Adapting")
+    folder = out or run / "adapt"
+    content = store_result(folder, result, task, prior, config, derivation)
+    if as_json:
+        print(json.dumps(content))
+    _messages.print(_curve_table(result.evaluations))
+    for kind, nodes in content["genotype"]["cells"].items():  # type: ignore[index]
+        text = " | ".join(" + ".join(f"{edge['primitive']}({edge['source']})" for edge in node) for node in nodes)
+        _messages.print(f"{kind}: {text}", soft_wrap=True)
+    _messages.print(f"Results are in {folder}: result.json, cells.png, curves.png.", soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    run: Annotated[Path, typer.Option(help="Folder where runs are stored.")] = Path("runs"),
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Looks at devices, Ray, storage, fonts and memory; says what is missing and how to get it."""
+    from dataclasses import asdict
+
+    from coordinator.doctor import examine, is_fit
+    from workers.data.cache import cache_root
+
+    with _messages.status("Looking ..."):
+        findings = examine(run, cache_root(), address)
+    if as_json:
+        print(json.dumps({"fit": is_fit(findings), "findings": [asdict(finding) for finding in findings]}))
+    table = Table("", "subject", "found", "what to do", show_edge=False)
+    for finding in findings:
+        mark = "[green]ok[/]" if not finding.remedy else "[red]missing[/]" if finding.is_required else "[yellow]note[/]"
+        table.add_row(mark, finding.subject, escape(finding.state), escape(finding.remedy))
+    _messages.print(table)
+    if not is_fit(findings):
+        raise typer.Exit(5)
+
+
+@data_app.command("list")
+def data_list(as_json: JsonOption = False) -> None:
+    """Lists the sources of images that come by name. Paths work too: image folder, zip, tar, npz."""
+    from workers.data.sources import SOURCES
+
+    rows = [
+        {
+            "name": source.name,
+            "description": source.description,
+            "classes": source.num_classes,
+            "pixels": source.native_size,
+            "downloads": source.downloads,
+        }
+        for source in SOURCES.values()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("name", "what", "classes", "pixels", "from", show_edge=False)
+    for row in rows:
+        origin = "download, or --root" if row["downloads"] else "--root" if row["name"] == "imagenet" else "built in"
+        table.add_row(*(str(row[key] or "-") for key in ("name", "description", "classes", "pixels")), origin)
+    Console().print(table)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[Path, typer.Argument(help="Folder with one subfolder of images per class.")],
+    target: Annotated[Path, typer.Argument(help="Folder for the prepared arrays.")],
+    sizes: Annotated[str, typer.Option(help="Image sizes in pixels, separated by commas.")] = "32,64,224",
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
+    skip_unreadable: Annotated[bool, typer.Option(help="Leave unreadable images out instead of stopping.")] = False,
+) -> None:
+    """Decodes a large image folder once, to every size: class-sorted arrays that workers map into memory.
+
+    Can be interrupted; the next call goes on with the classes that are left.
+    """
+    from workers.data.prepare import prepare
+
+    try:
+        pixels = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        raise InvalidInputError(f"--sizes takes whole numbers separated by commas, got {sizes!r}") from None
+    bar = Progress(
+        TextColumn("Classes"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=_messages,
+    )
+    with bar:
+        task = bar.add_task("classes", total=None)
+        summary = prepare(
+            source,
+            target,
+            pixels,
+            processes or len(os.sched_getaffinity(0)),
+            lambda done, total: bar.update(task, completed=done, total=total),
+            skip_unreadable,
+        )
+    _messages.print(
+        f"{summary.num_classes} classes, {summary.num_images} images ({summary.num_resumed} classes were done before); "
+        f"use it as --data imagenet --root {target}",
+        soft_wrap=True,
+    )
+    for name in summary.skipped:
+        _messages.print(f"left out, unreadable: {name}", soft_wrap=True)
+
+
+def _classes(text: str | None) -> tuple[str, ...] | int | None:
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return int(names[0]) if len(names) == 1 and names[0].isdecimal() else names
+
+
+def _curve_table(evaluations: Any) -> Table:
+    table = Table("step", "accuracy", "loss (nats)", show_edge=False)
+    for evaluation in evaluations:
+        table.add_row(str(evaluation.step), f"{evaluation.accuracy:.3f}", f"{evaluation.loss:.3f}")
+    return table

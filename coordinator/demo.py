@@ -1,0 +1,134 @@
+"""The demo: meta-learn a small prior, adapt it to tasks it has never seen, and show what the prior was worth."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from common.artifacts import PriorStore
+from common.config import DatasetRef, StudyConfig, TaskFamily, load
+from common.errors import ConflictError
+from common.messages import AdaptResult
+from common.meta.prior import Prior
+from coordinator import study
+from coordinator.driver import Session, open_session
+from coordinator.experiment import Arm, accuracies, compare, environment, fresh_tasks, mean_genotype, scratch_arm
+from coordinator.report import Panel, draw_cells, draw_curves, mean_interval, results_table
+
+EVAL_STEPS = (0, 1, 2, 5, 10, 20)
+# Never used while the recipe was chosen.
+TASK_SEED = 20_000
+NUM_SCRIPT_TASKS = 8
+NUM_DIGIT_TASKS = 6
+PRIOR_ARM = "from the prior"
+SCRATCH_ARM = "from scratch, its best settings"
+
+
+def run_demo(run: Path, overrides: Sequence[str], address: str | None, console: Console) -> Mapping[str, object]:
+    """Runs the demo into folder `run`: result.json, curves.png, cells.png, and the study itself.
+
+    An interrupted demo goes on where it was; a finished one starts anew.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; a second call goes on.
+    """
+    started_s = time.monotonic()
+    config = load("demo", overrides)
+    store = PriorStore(run)
+    prior = _begin_or_resume(store, config, run)
+    console.print("Preparing images (characters of many scripts are drawn once, then cached) ...")
+    study.load_catalogs(config)
+    console.print("Starting Ray ...")
+    with open_session("demo", config.cluster, address, console) as session:
+        show_dashboard(session, console)
+        console.print(
+            f"Meta-training {config.rounds} rounds of {config.families[0].tasks_per_round} ten-way tasks of characters"
+        )
+        outcome = session.train(str(run), config, prior)
+        if not outcome.is_complete:
+            raise KeyboardInterrupt
+        trained = store.load()
+        train_s = time.monotonic() - started_s
+        panels, digits = _evaluate(session, trained, config, console)
+    genotype = mean_genotype(digits, config)
+    draw_curves(panels, run / "curves.png")
+    draw_cells(genotype, run / "cells.png", "Cells found for handwritten digits")
+    console.print(results_table(panels, steps=[step for step in EVAL_STEPS if step]))
+    result = {
+        "prior": {"version": outcome.version, "sha256": outcome.digest},
+        "panels": {panel.title: _panel_json(panel) for panel in panels},
+        "genotype": json.loads(genotype.to_json()),
+        "train_s": round(train_s, 1),
+        "total_s": round(time.monotonic() - started_s, 1),
+        "environment": environment(),
+        "config": json.loads(config.to_json()),
+    }
+    store.folder.write("result.json", json.dumps(result, indent=2).encode())
+    return result
+
+
+def show_dashboard(session: Session, console: Console) -> None:
+    """Says where the Ray dashboard is, and how to get in."""
+    if session.cluster.dashboard_url:
+        console.print(f"Ray dashboard: {session.cluster.dashboard_url}")
+        if session.cluster.needs_token:
+            console.print("  it asks for a token; `ray get-auth-token` prints it")
+
+
+def _begin_or_resume(store: PriorStore, config: StudyConfig, run: Path) -> Prior:
+    if store.has_config():
+        try:
+            prior = study.resume(store, config)
+        except ConflictError:
+            prior = None
+        if prior is not None and prior.version < config.rounds:
+            return prior
+        for name in ("priors", "tensorboard"):
+            shutil.rmtree(run / name, ignore_errors=True)
+        for name in ("config.json", "result.json", "curves.png", "cells.png", "train.log", "rounds.jsonl"):
+            (run / name).unlink(missing_ok=True)
+    return study.begin(store, config)
+
+
+def _evaluate(
+    session: Session, prior: Prior, config: StudyConfig, console: Console
+) -> tuple[list[Panel], list[AdaptResult]]:
+    """Accuracy curves of both arms on unseen scripts and on digits; and the prior's results on digits."""
+    steps = max(EVAL_STEPS)
+    arms = [
+        Arm(PRIOR_ARM, prior, config.adapt.model_copy(update={"steps": steps})),
+        scratch_arm(config, steps, SCRATCH_ARM),
+    ]
+    scripts = config.families[0]
+    digits = TaskFamily(data=DatasetRef(source="digits"), image_size=scripts.image_size)
+    panels, digit_results = [], []
+    for title, family, split, num_tasks in (
+        ("Unseen scripts", scripts, "unseen", NUM_SCRIPT_TASKS),
+        ("Handwritten digits", digits, "all", NUM_DIGIT_TASKS),
+    ):
+        tasks = fresh_tasks(family, split, num_tasks, TASK_SEED)  # type: ignore[arg-type]
+        console.print(f"Adapting to {num_tasks} tasks: {title.lower()}, {family.num_ways}-way")
+        results = compare(arms, tasks, config, EVAL_STEPS, session.adapt)
+        curves = {name: accuracies(of_arm) for name, of_arm in results.items()}
+        title_and_size = f"{title}, {family.num_ways}-way, {num_tasks} tasks"
+        panels.append(Panel(title_and_size, EVAL_STEPS, curves, chance=1 / family.num_ways))
+        digit_results = results[PRIOR_ARM]
+    return panels, digit_results
+
+
+def _panel_json(panel: Panel) -> dict[str, object]:
+    arms: dict[str, object] = {}
+    for name, values in panel.arms.items():
+        interval = mean_interval(np.asarray(values))
+        arms[name] = {
+            str(step): {"mean": float(mean), "low": float(low), "high": float(high)}
+            for step, mean, low, high in zip(panel.steps, interval.mean, interval.low, interval.high, strict=True)
+        }
+    return arms

@@ -1,0 +1,154 @@
+"""The command line's side of a study on Ray: connects, starts the coordinator actor, shows progress, ends cleanly."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.config import ClusterConfig, StudyConfig
+from common.errors import UnavailableError
+from common.messages import AdaptRequest, AdaptResult
+from common.meta.prior import Prior
+from coordinator import actor
+from coordinator.actor import TrainOutcome, start_coordinator
+from coordinator.cluster import Cluster, cause_of, connect, disconnect
+
+_POLL_S = 0.5
+_LINE_EVERY_S = 10.0
+_STOP_TIMEOUT_S = 30.0
+
+
+class Session:
+    """A coordinator actor on a cluster, seen from the driver.
+
+    Attributes:
+        cluster: what it runs on.
+    """
+
+    def __init__(self, cluster: Cluster, handle: Any, console: Console) -> None:
+        self.cluster = cluster
+        self._handle = handle
+        self._console = console
+
+    def train(self, run_folder: str, config: StudyConfig, prior: Prior) -> TrainOutcome:
+        """Runs the rounds that are left; see `Coordinator.train`. Ctrl-C gives up the present round and returns.
+
+        Raises:
+            MetaSearchError: what the study raised.
+        """
+
+        def describe(progress: actor.Progress) -> tuple[int, str]:
+            loss = progress.metrics.get("train_loss_last")
+            return progress.version, "" if loss is None else f"loss {loss:.3f}"
+
+        reference = self._handle.train.remote(run_folder, config, prior)
+        outcome: TrainOutcome = self._follow(reference, "Rounds", prior.version, config.rounds, describe)
+        return outcome
+
+    def adapt(self, prior: Prior, requests: Sequence[AdaptRequest], label: str) -> list[AdaptResult]:
+        """Adapts to each task; see `Coordinator.adapt`. A single task's bar counts steps, else it counts tasks.
+
+        Raises:
+            MetaSearchError: what a task raised.
+            KeyboardInterrupt: after Ctrl-C, once the workers have stopped.
+        """
+        single = len(requests) == 1
+        total = requests[0].inner.steps if single else len(requests)
+
+        def describe(progress: actor.Progress) -> tuple[int, str]:
+            steps = [worker.steps_done for worker in progress.workers if worker.task_id is not None]
+            return (max(steps, default=0) if single else progress.tasks_done), ""
+
+        reference = self._handle.adapt.remote(prior, tuple(requests))
+        results: list[AdaptResult] = self._follow(reference, label, 0, total, describe)
+        if len(results) < len(requests):
+            raise KeyboardInterrupt
+        return results
+
+    def _follow(
+        self,
+        reference: Any,
+        label: str,
+        done: int,
+        total: int,
+        describe: Callable[[actor.Progress], tuple[int, str]],
+    ) -> Any:
+        """Waits for a call of the coordinator, showing how far it is: a bar on a terminal, else a line now and then."""
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        started_s = last_line_s = time.monotonic()
+        first = done
+        with bar:
+            task = bar.add_task(label, total=total, completed=done, note="")
+            while True:
+                try:
+                    ready, _ = ray.wait([reference], timeout=_POLL_S)
+                    if ready:
+                        return self._result(reference)
+                    done, note = describe(self._progress())
+                except KeyboardInterrupt:
+                    return self._stop(reference)
+                bar.update(task, completed=done, note=note)
+                now_s = time.monotonic()
+                if not self._console.is_terminal and now_s - last_line_s >= _LINE_EVERY_S:
+                    last_line_s = now_s
+                    eta_s = (now_s - started_s) / (done - first) * (total - done) if done > first else None
+                    ending = "" if eta_s is None else f"  ETA {eta_s:.0f} s"
+                    self._console.print(f"{label} {done}/{total}  {note}{ending}".rstrip())
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            raise cause_of(error) from error
+        except RayActorError as error:
+            raise UnavailableError(
+                f"the coordinator is gone: {str(error).splitlines()[0]}; what was checkpointed can be resumed"
+            ) from error
+
+    def _progress(self) -> actor.Progress:
+        progress: actor.Progress = self._result(self._handle.progress.remote())
+        return progress
+
+    def _stop(self, reference: Any) -> Any:
+        self._console.print("Stopping; press Ctrl-C again to stop at once.")
+        self._handle.stop.remote()
+        ready, _ = ray.wait([reference], timeout=_STOP_TIMEOUT_S)
+        if not ready:
+            raise KeyboardInterrupt
+        return self._result(reference)
+
+
+@contextmanager
+def open_session(name: str, cluster: ClusterConfig, address: str | None, console: Console) -> Iterator[Session]:
+    """A session on the cluster at `address`, or on a local one that lasts as long as the session.
+
+    Raises:
+        UnavailableError: no cluster, or too small a one.
+    """
+    connection = connect(address)
+    try:
+        try:
+            handle = start_coordinator(name, cluster)
+        except RayActorError as error:
+            cause = getattr(error, "cause", None)
+            raise UnavailableError(str(cause or error).strip().splitlines()[-1]) from error
+        except RayTaskError as error:
+            raise cause_of(error) from error
+        yield Session(connection, handle, console)
+    finally:
+        disconnect()

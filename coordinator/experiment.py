@@ -1,0 +1,120 @@
+"""Comparisons on fresh tasks: arms (a prior and a way to adapt) against each other, task by task."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.config import InnerConfig, Split, StudyConfig, TaskFamily
+from common.messages import AdaptRequest, AdaptResult
+from common.meta.prior import Prior, initial_prior
+from common.space.genotype import Genotype, derive
+from common.tasks import LearningTask
+from workers.data.episodes import sample_task
+from workers.data.sources import load_arrays
+
+RunRequests = Callable[[Prior, Sequence[AdaptRequest], str], Sequence[AdaptResult]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        name: for tables and legends.
+        prior: where adaptation starts.
+        inner: how it goes on.
+        learns_alpha: False freezes the architecture.
+    """
+
+    name: str
+    prior: Prior
+    inner: InnerConfig
+    learns_alpha: bool = True
+
+
+def fresh_tasks(family: TaskFamily, split: Split, num_tasks: int, seed: int) -> list[LearningTask]:
+    """Tasks that no study of another seed draws."""
+    arrays = load_arrays(family.data, family.image_size)
+    return [sample_task(arrays, family, split, f"fresh/{seed}/task-{index:03d}", seed) for index in range(num_tasks)]
+
+
+def adapt_request(
+    task: LearningTask, arm: Arm, config: StudyConfig, eval_steps: Sequence[int], returns_update: bool = False
+) -> AdaptRequest:
+    """The request to adapt `arm` to `task`. All arms draw the same random numbers."""
+    relaxation, _ = config.relaxation.at(arm.prior.version, config.rounds)
+    return AdaptRequest(
+        task=task,
+        space=config.space,
+        network=config.network,
+        inner=arm.inner,
+        study_seed=config.seed,
+        version=arm.prior.version,
+        relaxation=relaxation,
+        tau=arm.prior.tau,
+        learns_alpha=arm.learns_alpha,
+        eval_steps=tuple(step for step in eval_steps if step <= arm.inner.steps),
+        returns_update=returns_update,
+    )
+
+
+def compare(
+    arms: Sequence[Arm], tasks: Sequence[LearningTask], config: StudyConfig, eval_steps: Sequence[int], run: RunRequests
+) -> dict[str, list[AdaptResult]]:
+    """Every arm on every task; results by arm, in the order of the tasks."""
+    return {
+        arm.name: list(run(arm.prior, [adapt_request(task, arm, config, eval_steps) for task in tasks], arm.name))
+        for arm in arms
+    }
+
+
+def accuracies(results: Sequence[AdaptResult]) -> NDArray[np.float64]:
+    """Held-out accuracy 0..1, (num_tasks, num_eval_steps)."""
+    return np.array([[evaluation.accuracy for evaluation in result.evaluations] for result in results])
+
+
+def scratch_arm(config: StudyConfig, steps: int, name: str = "from scratch") -> Arm:
+    """The same supernet without a prior, with the settings that suit it best: no Gumbel noise, learning rate 0.1.
+
+    Gumbel noise handicaps an untrained network; with it, the comparison would flatter the prior.
+    """
+    inner = config.adapt.model_copy(
+        update={"relaxation": "softmax", "steps": steps, "theta": config.adapt.theta.model_copy(update={"lr": 0.1})}
+    )
+    return Arm(name, replace(initial_prior(config), tau=1.0), inner)
+
+
+def mean_genotype(results: Sequence[AdaptResult], config: StudyConfig) -> Genotype:
+    """The genotype of the mean posterior over several tasks (BASE: how the ImageNet architecture is derived)."""
+    means = {
+        kind: np.mean([result.probabilities[kind] for result in results], axis=0) for kind in config.space.cell_kinds
+    }
+    return derive(means, config.space.topology, config.space.ops)
+
+
+def environment() -> Mapping[str, str | int]:
+    """What a result was computed with."""
+    packages = {name: version(name) for name in ("torch", "ray", "numpy", "meta-arch-search")}
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "processor": _processor(),
+        "cores": torch.get_num_threads(),
+        "device": device,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
