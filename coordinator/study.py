@@ -12,6 +12,7 @@ from common.telemetry import MetricSink
 from coordinator.outer import Rejection
 from coordinator.rounds import Executor, Round, plan
 from workers.data.arrays import ClassArrays
+from workers.data.episodes import sample_task
 from workers.data.sources import load_arrays
 
 
@@ -48,8 +49,15 @@ def resume(store: PriorStore, config: StudyConfig | None = None, version: int | 
 
 
 def load_catalogs(config: StudyConfig) -> list[ClassArrays]:
-    """Images of each family of tasks; prepared and cached on first use."""
-    return [load_arrays(family.data, family.image_size) for family in config.families]
+    """Images of each family of tasks; prepared and cached on first use.
+
+    Raises:
+        InvalidInputError: a source is unknown or unreadable, or has too few classes or images for its tasks.
+    """
+    catalogs = [load_arrays(family.data, family.image_size) for family in config.families]
+    for family, arrays in zip(config.families, catalogs, strict=True):
+        sample_task(arrays, family, "meta_train", "can it be drawn at all?", config.seed)
+    return catalogs
 
 
 def run(

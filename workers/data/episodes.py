@@ -48,7 +48,7 @@ def sample_task(arrays: ClassArrays, family: TaskFamily, split: Split, task_id: 
         InvalidInputError: the split has too few classes with at least `test_per_class` + 1 images.
     """
     of_split = classes_of(arrays, split, family.data.unseen_fraction, family.data.split_seed)
-    eligible = [index for index in of_split if arrays.num_images(index) >= family.test_per_class]
+    eligible = [index for index in of_split if arrays.num_images(index) > family.test_per_class]
     if len(eligible) < family.num_ways:
         raise InvalidInputError(
             f"source {family.data.source!r} has {len(of_split)} classes in split {split!r}, {len(eligible)} of them "

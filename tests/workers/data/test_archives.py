@@ -40,7 +40,7 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path
     return path
 
 
-GOOD = {"cat/1.png": png(1), "dog/1.png": png(2), "cat/2.png": png(3)}
+GOOD = {"cat/2.png": png(3), "dog/1.png": png(2), "cat/1.png": png(1)}  # in no order
 WRITERS = {"a.zip": write_zip, "a.tar": lambda path, members: write_tar(path, members, "w"), "a.tgz": write_tar}
 
 

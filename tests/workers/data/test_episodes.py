@@ -81,6 +81,12 @@ def test_images_of_a_class_do_not_depend_on_the_other_classes() -> None:
     assert origins(pair.test_images[pair.test_labels == 0]) == origins(other.test_images[other.test_labels == 1])
 
 
+def test_images_of_a_class_do_not_depend_on_where_the_source_lists_it() -> None:
+    asked = task(("class-0", "class-1"), seed=5)
+    entries = [ClassImages(f"class-{label}", "g", source([9, 9]).of_class(label)) for label in (1, 0)]
+    assert same(episode_of(source([9, 9]), asked), episode_of(in_memory(entries, "toy"), asked))
+
+
 def test_fewer_training_images_are_a_part_of_more() -> None:
     arrays = source([30, 30])
     few = episode_of(arrays, task(("class-0", "class-1"), train_per_class=3))

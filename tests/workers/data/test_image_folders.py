@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from io import BytesIO
@@ -63,6 +64,15 @@ def test_changed_file_rebuilds_the_entry(tmp_path: Path, write_images) -> None:
     after = load(folder)
     assert after.fingerprint != before
     assert after.of_class(0)[0, 0, 0].tolist() == [9, 9, 9]
+
+
+def test_file_changed_to_another_of_equal_size_rebuilds_the_entry(tmp_path: Path, write_images) -> None:
+    folder = write_images(tmp_path / "pets", {"cat": 1, "dog": 1})
+    path = folder / "cat" / "!.bmp"
+    for value in (50, 60):
+        Image.new("RGB", (9, 9), (value, 0, 0)).save(path)
+        os.utime(path, ns=(value, value))
+        assert load(folder).of_class(0)[0, 0, 0].tolist() == [value, 0, 0]
 
 
 def test_unreadable_image_is_named(tmp_path: Path, write_images) -> None:

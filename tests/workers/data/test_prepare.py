@@ -109,6 +109,16 @@ def test_changed_and_truncated_classes_are_done_again(tmp_path: Path, source: Pa
     assert len(arrays.of_class(2)) == 3
 
 
+def test_target_is_incomplete_while_a_changed_class_is_done_again(tmp_path: Path, source: Path) -> None:
+    prepare(source, tmp_path / "target", (16,))
+    for name in ("n01", "n02"):
+        os.utime(source / name / "000.png", ns=(0, 0))
+    with pytest.raises(Interrupted):
+        prepare(source, tmp_path / "target", (16,), on_progress=interrupt_after(2))
+    with pytest.raises(NotFoundError):
+        open_prepared(tmp_path / "target", 16)
+
+
 def test_another_size_can_be_added(tmp_path: Path, source: Path) -> None:
     prepare(source, tmp_path / "target", (16,))
     assert prepare(source, tmp_path / "target", (16, 24)).num_resumed == 0

@@ -1,0 +1,33 @@
+"""What all tests share: an image cache of their own, and one local Ray cluster."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from workers.data.cache import CACHE_VARIABLE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Images are prepared once per test run, never in the user's cache."""
+    before = os.environ.get(CACHE_VARIABLE)
+    os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("image-cache"))
+    yield
+    if before is None:
+        del os.environ[CACHE_VARIABLE]
+    else:
+        os.environ[CACHE_VARIABLE] = before
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(shared_image_cache: None) -> Iterator[None]:
+    """A local Ray cluster of two logical CPUs for the whole test run."""
+    import ray
+
+    from coordinator.cluster import connect, disconnect
+
+    connect(None, include_dashboard=False)
+    assert ray.is_initialized()
+    yield
+    disconnect()

@@ -1,0 +1,145 @@
+"""`metasearch train` and `adapt` as a user runs them: real processes, a local Ray each, interrupted and killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from common.artifacts import PriorStore
+from common.config import load
+from coordinator import study
+from coordinator.local import LocalExecutor
+from workers.device import choose_device
+
+pytestmark = pytest.mark.ray
+
+METASEARCH = str(Path(sys.executable).parent / "metasearch")
+# More steps than the preset, so that there is time to interrupt; few enough to end in seconds.
+SETTINGS = ["rounds=8", "inner.steps=12"]
+TRAIN = ["train", "smoke", *(part for setting in SETTINGS for part in ("--set", setting)), "--json"]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command in a session of its own; whatever is left of it is killed after the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        running.append(
+            subprocess.Popen(
+                [METASEARCH, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                env=environment,
+            )
+        )
+        return running[-1]
+
+    yield run
+    for process in running:
+        for pid in [*descendants(process.pid), process.pid]:
+            try_kill(pid)
+        process.communicate()
+
+
+def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = load("smoke", SETTINGS, environment={})
+    undisturbed = PriorStore(tmp_path / "undisturbed")
+    digest = study.run(
+        study.begin(undisturbed, config), config, LocalExecutor(choose_device()), undisturbed, [], time.monotonic
+    ).digest()
+
+    interrupted = start(*TRAIN, "--run", str(run))
+    wait_for_version(run, 2, interrupted)
+    os.kill(interrupted.pid, signal.SIGINT)
+    output, messages = interrupted.communicate(timeout=90)
+    assert interrupted.returncode == 130, messages
+    assert f"metasearch train --run {run} --resume" in messages
+    assert "Traceback" not in messages
+    assert not json.loads(output)["complete"]
+
+    first = json.loads(output)["version"]
+    killed = start("train", "--run", str(run), "--resume", "--json")
+    wait_for_version(run, first + 1, killed)
+    for pid in [*descendants(killed.pid), killed.pid]:
+        try_kill(pid)
+    killed.communicate(timeout=30)
+    assert killed.returncode == -signal.SIGKILL
+    assert max(PriorStore(run).versions()) < config.rounds, "it was killed too late to prove anything"
+
+    resumed = start("train", "--run", str(run), "--resume", "--json")
+    output, messages = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, messages
+    assert json.loads(output) == {"version": config.rounds, "sha256": digest, "complete": True}
+    rounds = [json.loads(line)["prior_version"] for line in (run / "rounds.jsonl").read_text().splitlines()]
+    assert rounds == list(range(1, config.rounds + 1))
+
+    adapted = start(
+        "adapt",
+        "--run",
+        str(run),
+        "--data",
+        "digits",
+        "--classes",
+        "1,7",
+        "--steps",
+        "5",
+        "--json",
+        "--derive",
+        "darts",
+    )
+    output, messages = adapted.communicate(timeout=90)
+    assert adapted.returncode == 0, messages
+    result = json.loads(output)
+    assert result["task"]["classes"] == ["1", "7"]
+    assert [entry["step"] for entry in result["evaluations"]] == [0, 1, 2, 5]
+    assert result["evaluations"][0]["accuracy"] == 0.5, "a fresh classifier guesses"
+    assert result["prior"] == {"version": config.rounds, "sha256": digest}
+    assert set(result["genotype"]["cells"]) == {"normal", "reduction"}
+    assert (run / "adapt" / "cells.png").stat().st_size > 0
+    assert json.loads((run / "adapt" / "result.json").read_text()) == result
+
+
+def wait_for_version(run: Path, version: int, process: subprocess.Popen[str]) -> None:
+    deadline_s = time.monotonic() + 90
+    store = PriorStore(run)
+    while max(store.versions(), default=0) < version:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline_s, f"version {version} did not come"
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> list[int]:
+    """Every living process below `pid`."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def try_kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
