@@ -39,7 +39,7 @@ fmt: $(INSTALLED) ## Format, and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED) data ## Run every script of tests/benchmarks, one after the other
-	@set -e; for script in $(sort $(wildcard tests/benchmarks/*.py)); do \
+	@set -e; for script in $(sort $(wildcard tests/benchmarks/bench_*.py)); do \
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
 

@@ -20,8 +20,6 @@ MAX_IN_FLIGHT = 2
 _POLL_S = 1.0
 _STATUS_TIMEOUT_S = 2.0
 
-_WorkerActor: Any = ray.remote(concurrency_groups={STATUS_GROUP: 1}, max_restarts=0)(SearchWorker)  # type: ignore[call-overload]
-
 
 @dataclass
 class _Worker:
@@ -47,6 +45,7 @@ class RayPool:
         now_s: a monotonic clock.
         logger: hears of replacements.
         should_stop: asked at least once a second; once true, `run` ends early.
+        worker_class: what the workers are, with the methods of `SearchWorker`.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class RayPool:
         now_s: Callable[[], float],
         logger: logging.Logger,
         should_stop: Callable[[], bool] = lambda: False,
+        worker_class: type = SearchWorker,
     ) -> None:
         self._name = name
         self._gpus_per_worker = gpus_per_worker
@@ -65,6 +65,7 @@ class RayPool:
         self._now_s = now_s
         self._logger = logger
         self._should_stop = should_stop
+        self._actor_class: Any = ray.remote(concurrency_groups={STATUS_GROUP: 1}, max_restarts=0)(worker_class)  # type: ignore[call-overload]
         self._num_started = 0
         self._num_replaced = 0
         self._prior_ref: tuple[str, Any] | None = None
@@ -114,7 +115,7 @@ class RayPool:
         name = f"{self._name}/worker-{self._num_started}"
         self._num_started += 1
         options = {"name": name, "num_cpus": 1, "num_gpus": self._gpus_per_worker}
-        return _Worker(name, _WorkerActor.options(**options).remote(name))
+        return _Worker(name, self._actor_class.options(**options).remote(name))
 
     def _put(self, prior: Prior) -> Any:
         """The prior in the object store, once per version."""

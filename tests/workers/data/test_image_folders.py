@@ -147,6 +147,15 @@ def test_palette_with_transparency_keeps_its_colours() -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 200, 100, 50])
     file = BytesIO()
-    image.save(file, "png", transparency=bytes([0, 255]))
+    image.save(file, "png", transparency=bytes([0, 128]))
     (square,) = decode_squares(file.getvalue(), "palette.png", (8,))
     assert square[0, 0].tolist() == [200, 100, 50]
+
+
+def test_jpeg_is_not_decoded_below_the_size_asked_for() -> None:
+    stripes = np.tile(np.repeat(np.array([40, 200], np.uint8), 8), (128, 8))
+    file = BytesIO()
+    Image.fromarray(stripes).save(file, "jpeg", quality=95)
+    (square,) = decode_squares(file.getvalue(), "stripes.jpg", (32,))
+    expected = resize_square(stripes[:, :, None], 32)
+    assert np.abs(square.astype(int) - expected).mean() < 6
