@@ -25,7 +25,7 @@ TASK_SEED = 20_000
 NUM_SCRIPT_TASKS = 8
 NUM_DIGIT_TASKS = 6
 PRIOR_ARM = "from the prior"
-SCRATCH_ARM = "from scratch, its best settings"
+SCRATCH_ARM = "from scratch"
 
 
 def run_demo(run: Path, overrides: Sequence[str], address: str | None, console: Console) -> Mapping[str, object]:
@@ -60,7 +60,10 @@ def run_demo(run: Path, overrides: Sequence[str], address: str | None, console: 
     genotype = mean_genotype(digits, config)
     draw_curves(panels, run / "curves.png")
     draw_cells(genotype, run / "cells.png", "Cells found for handwritten digits")
-    console.print(results_table(panels, steps=[step for step in EVAL_STEPS if step]))
+    for panel in panels:
+        console.print(results_table([panel], steps=[step for step in EVAL_STEPS if step > 1]))
+    console.print("Accuracy on held-out images, mean over tasks and half of its 95 % interval. From scratch: the same")
+    console.print("supernet with the settings that suit it best, without Gumbel noise and at learning rate 0.1.")
     result = {
         "prior": {"version": outcome.version, "sha256": outcome.digest},
         "panels": {panel.title: _panel_json(panel) for panel in panels},

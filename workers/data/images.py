@@ -46,7 +46,7 @@ def decode_squares(
         with Image.open(_opened(data)) as file:
             _check_pixels(file, name)
             # JPEG decodes at a half, quarter or eighth: much less work, and still at least twice the target.
-            file.draft(None, (1, 1))
+            file.draft(None, (2 * largest, 2 * largest))
             image = _plain(file)
             mode = {None: "L" if _gray(image) else "RGB", 1: "L", 3: "RGB"}[channels]
             image = image.convert(mode)
