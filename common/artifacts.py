@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from common.config import Frozen, StudyConfig, validate
-from common.errors import ConflictError, CorruptArtifactError, NotFoundError, UnavailableError
+from common.errors import ConflictError, CorruptArtifactError, InvalidInputError, NotFoundError, UnavailableError
 from common.meta.prior import Prior
 
 MANIFEST_FORMAT = 1
@@ -138,8 +138,8 @@ class PriorStore:
         data = self.folder.read(self._CONFIG)
         try:
             return validate(json.loads(data))
-        except ValueError as error:
-            raise CorruptArtifactError(f"{self.folder.path(self._CONFIG)} is not JSON: {error}") from None
+        except (ValueError, InvalidInputError) as error:
+            raise CorruptArtifactError(f"{self.folder.path(self._CONFIG)} is not a configuration: {error}") from None
 
     def versions(self) -> list[int]:
         """Versions whose manifest exists, ascending; their content is not looked at."""
@@ -202,6 +202,8 @@ class PriorStore:
         except ValidationError:
             raise CorruptArtifactError(f"{self.folder.path(self._manifest(version))} is not a manifest") from None
         path = self.folder.path(self._tensors(version))
+        if manifest.format != MANIFEST_FORMAT:
+            raise CorruptArtifactError(f"{path} has format {manifest.format}, this program reads {MANIFEST_FORMAT}")
         try:
             data = self.folder.read(self._tensors(version))
         except NotFoundError:
@@ -213,7 +215,7 @@ class PriorStore:
         try:
             vectors = load_tensors(data)
             prior = Prior(manifest.version, float.fromhex(manifest.tau), vectors, manifest.alpha_stopped)
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, OverflowError) as error:
             raise CorruptArtifactError(f"{path}: {error}") from None
         if manifest.version != version or prior.digest() != manifest.digest:
             raise CorruptArtifactError(f"{self.folder.path(self._manifest(version))} was altered")

@@ -34,7 +34,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them, prepare large ones.")
 app.add_typer(data_app, name="data")
 
-_messages = Console(stderr=True)
+_messages = Console(stderr=True, highlight=False)
 
 AddressOption = Annotated[
     str | None,
@@ -123,8 +123,8 @@ def train(
         assert config is not None
         if store.has_config():
             raise ConflictError(f"{run} holds a study; add --resume to go on with it, or choose another --run")
-        _messages.print("Preparing images ...")
-        study.load_catalogs(config)
+        with _messages.status("Preparing images ..."):
+            study.load_catalogs(config)
     with open_session(f"train-{run.name}", config.cluster, address, _messages) as session:
         # Last of all: a wrong source, or no cluster, leaves no run behind.
         if not resume:

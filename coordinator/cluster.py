@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 
 import ray
@@ -11,6 +12,7 @@ from common.config import ClusterConfig
 from common.errors import AdaptationError, MetaSearchError, UnavailableError
 
 NAMESPACE = "metasearch"
+_CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
     """
     # Ray's ports are code execution. From 2.59 on a local cluster asks for a token unless RAY_AUTH_MODE says otherwise;
     # to set the variable here would be too late, as Ray reads it when it is imported.
+    if address is not None:
+        _check_answers(address)
     try:
         if address is None:
             context = ray.init(
@@ -84,6 +88,19 @@ def worker_resources(config: ClusterConfig) -> tuple[int, float]:
             f"{gpus:g} GPUs; lower cluster.num_workers or cluster.gpus_per_worker, or add nodes"
         )
     return wanted, per_worker
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for five minutes to reach an address at which nothing answers."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdecimal():
+        return  # `auto`, or what Ray alone can resolve
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UnavailableError(
+            f"no Ray cluster answers at {address!r}: {error}; check --address, or leave it out for a local one"
+        ) from None
 
 
 def cause_of(error: RayTaskError) -> MetaSearchError:

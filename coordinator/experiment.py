@@ -1,5 +1,6 @@
 """Comparisons on fresh tasks: arms (a prior and a way to adapt) against each other, task by task."""
 
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,7 +107,7 @@ def environment() -> Mapping[str, str | int]:
         "python": platform.python_version(),
         **packages,
         "processor": _processor(),
-        "cores": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
         "device": device,
     }
 

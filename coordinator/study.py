@@ -41,7 +41,7 @@ def resume(store: PriorStore, config: StudyConfig | None = None, version: int | 
     stored = store.load_config()
     if config is not None:
         check_same_config(stored, config)
-    if not store.versions():
+    if not store.versions() and not version:
         return initial_prior(stored)  # stopped between writing the configuration and the first prior
     prior = store.load(version)
     store.discard_after(prior.version)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.config import RelaxationKind
-from common.errors import ConflictError
+from common.errors import ConflictError, InvalidInputError
 from common.messages import AdaptRequest, AdaptResult, Evaluation, LocalUpdate
 from common.meta.params import BODY, BoundVector, head_vector, named_vectors
 from common.meta.posterior import evaluation_weights, kl_architecture, probabilities, relax
@@ -55,6 +55,9 @@ def adapt(
     """
     if prior.version != request.version:
         raise ConflictError(f"the task starts from version {request.version}, the prior at hand is {prior.version}")
+    if request.task.image_size not in supernet.network.heads:
+        sizes = ", ".join(str(size) for size in sorted(supernet.network.heads))
+        raise InvalidInputError(f"no head for image_size {request.task.image_size}; network.heads has {sizes}")
     loop = _InnerLoop(prior, request, episode, supernet)
     evaluations: list[Evaluation] = []
     losses: list[Tensor] = []
@@ -158,8 +161,8 @@ class _InnerLoop:
     def step_(self, step: int) -> Tensor:
         """One step of the inner loop; returns the objective, in nats, on the device."""
         self._set_learning_rate(step)
-        for local in self.weights:
-            local.draw_(self._stream(step, "weights"))
+        for name, local in zip(self.weight_names, self.weights, strict=True):
+            local.draw_(self._stream(step, f"weights {name}"))
         if self.inner.level == "bilevel" and self.request.learns_alpha:
             self._backward(step, self.alpha_batches, "architecture")
             self.alpha_optimizer.step()

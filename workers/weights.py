@@ -74,10 +74,10 @@ class LocalWeights:
         assert self._noise is not None and self._prior_log_sigma is not None
         assert self.mean.grad is not None and self.log_s.grad is not None
         log_s = self._elementwise(self.log_s.detach())
-        precision = torch.exp(-2 * self._elementwise(self._prior_log_sigma))
-        s = log_s.exp()
-        self.mean.grad.copy_(gradient + beta * difference * precision)
-        per_element = gradient * self._noise * s + beta * (s.square() * precision - 1)
+        log_sigma = self._elementwise(self._prior_log_sigma)
+        self.mean.grad.copy_(gradient + beta * difference * torch.exp(-2 * log_sigma))
+        # expm1 is exactly 0 at s = sigma; s^2 / sigma^2 - 1 is rounding noise that Adam would scale up.
+        per_element = gradient * self._noise * log_s.exp() + beta * torch.expm1(2 * (log_s - log_sigma))
         self.log_s.grad.copy_(self._reduced(per_element))
 
     def divergence(self) -> Float[Tensor, ""]:

@@ -133,7 +133,9 @@ def kl_architecture(
     """KL(q(z) || p(z)) in nats, summed over all categoricals (BASE eq. 9, in closed form)."""
     log_q = log_probabilities(logits, topology, normalisation)
     log_p = log_probabilities(prior_logits, topology, normalisation)
-    return (log_q.exp() * (log_q - log_p)).sum()
+    q = log_q.exp()
+    # p - q sums to zero; with it the gradient at q = p is exactly zero, not rounding noise that Adam would scale up.
+    return (q * (log_q - log_p) + (log_p.exp() - q)).sum()
 
 
 def kl_weights(

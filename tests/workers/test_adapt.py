@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal, kl_divergence
 
 import workers.adapt
-from common.config import AdamConfig, DatasetRef, InnerConfig, NetworkConfig, SgdConfig, SpaceConfig, StudyConfig
-from common.config import TaskFamily as Family
+from common.config import (
+    AdamConfig,
+    AugmentConfig,
+    DatasetRef,
+    InnerConfig,
+    NetworkConfig,
+    SgdConfig,
+    SpaceConfig,
+    StudyConfig,
+    TaskFamily,
+)
 from common.errors import ConflictError, InvalidInputError
 from common.messages import AdaptRequest, AdaptResult
 from common.meta.prior import Prior, initial_prior
@@ -66,12 +75,17 @@ def synthetic(
 
 
 def prior_for(inner: InnerConfig = INNER, space: SpaceConfig = SPACE, network: NetworkConfig = NETWORK) -> Prior:
-    """Version 3, with an architecture that is not uniform."""
-    family = Family(data=DATA, image_size=16)
+    """Version 3, with an architecture and standard deviations that are not all alike."""
+    family = TaskFamily(data=DATA, image_size=16)
     config = StudyConfig(seed=1, space=space, network=network, inner=inner, adapt=inner, families=(family,))
     drawn = initial_prior(config)
-    alpha = np.random.default_rng(2).normal(size=drawn.vectors["alpha"].shape).astype(np.float32)
-    return replace(drawn, version=3, vectors={**drawn.vectors, "alpha": alpha})
+    rng = np.random.default_rng(2)
+    changed = {
+        name: vector + rng.normal(0, 1 if name == "alpha" else 0.3, vector.shape).astype(np.float32)
+        for name, vector in drawn.vectors.items()
+        if name == "alpha" or name.startswith("log_sigma/")
+    }
+    return replace(drawn, version=3, vectors={**drawn.vectors, **changed})
 
 
 def request_for(
@@ -248,10 +262,11 @@ class Naive:
                 loss = loss + beta_theta * inner.prior_precision / 2 * ((mean - self.prior_mean[name]) ** 2).sum()
         if self.request.learns_alpha:
             for mine, shared in zip(self.groups(self.phi), self.groups(self.prior_phi), strict=True):
-                loss = loss + beta_alpha * kl_divergence(Categorical(logits=mine), Categorical(logits=shared))
+                q, p = Categorical(logits=mine.double()), Categorical(logits=shared.double())
+                loss = loss + (beta_alpha * kl_divergence(q, p)).float()
             pi = self.ungroup([torch.softmax(group, 0) for group in self.groups(self.phi)])
             for op, penalty in inner.op_penalty.items():
-                loss = loss + penalty * pi[:, :, OPS.index(op)].mean()
+                loss = loss + penalty * (pi[:, :, OPS.index(op)].mean() if op in OPS else 0.0)
         return loss
 
     def learn(self) -> "Naive":
@@ -280,7 +295,7 @@ class Naive:
             indices = self.batch_indices(everything, step, "order") if indices is None else indices
             loss = self.objective(step, indices, "")
             loss.backward()
-            self.losses.append(float(loss))
+            self.losses.append(loss.item())
             if inner.clip_norm is not None:
                 norm = math.sqrt(sum(float((weight.grad**2).sum()) for weight in weights))
                 for weight in weights:
@@ -377,10 +392,9 @@ CASES = {
 }
 
 
-def close(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Within 1e-5, of the largest value where that is above one."""
+def close(actual: np.ndarray, expected: np.ndarray, atol: float = 2e-6) -> None:
     assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -396,13 +410,13 @@ def test_inner_loop_equals_a_naive_loop(case: Case):
     differences, log_sigma = naive.differences(), naive.log_sigma()
     assert update.differences.keys() == differences.keys()
     for name, expected in differences.items():
-        assert np.abs(expected).max() > 1e-3
+        assert np.abs(expected).max() > 1e-4
         close(update.differences[name], expected)
     assert update.log_sigma.keys() == log_sigma.keys()
     for name, expected in log_sigma.items():
         assert np.abs(expected - prior.vectors[f"log_sigma/{name}"]).max() > 1e-3
-        close(update.log_sigma[name], expected)
-    close(update.alpha, naive.phi.detach().reshape(-1).numpy())
+        close(update.log_sigma[name], expected, atol=1e-5)
+    close(update.alpha, naive.phi.detach().reshape(-1).numpy(), atol=1e-5)
     assert result.train_losses == pytest.approx(naive.losses, rel=1e-4)
     assert (update.task_id, update.version, update.num_examples) == ("task", 3, sum(case.counts))
 
@@ -463,12 +477,13 @@ def test_bilevel_reads_disjoint_halves_of_all_images(monkeypatch: pytest.MonkeyP
     assert architecture.isdisjoint(weights)
 
 
-def test_bilevel_weights_and_architecture_each_learn_from_their_half_alone(monkeypatch: pytest.MonkeyPatch):
+def test_bilevel_weights_and_architecture_each_learn_from_their_half(monkeypatch: pytest.MonkeyPatch):
     calls = recorded_batches(monkeypatch)
-    inner = INNER.model_copy(update={"level": "bilevel", "steps": 1, "batch_size": 64, "relaxation": "softmax"})
+    # Two steps: in the first the classifier is still zero, so that nothing below it has a gradient.
+    inner = INNER.model_copy(update={"level": "bilevel", "steps": 2, "batch_size": 64, "relaxation": "softmax"})
     frozen = inner.model_copy(update={"alpha": AdamConfig(lr=0)})
     episode = synthetic()
-    both, fixed = run(request_for(inner), episode), run(request_for(frozen), episode)
+    learning, fixed = run(request_for(inner), episode), run(request_for(frozen), episode)
     of_architecture, of_weights = calls[0], calls[1]
 
     def repainted(indices: np.ndarray) -> Episode:
@@ -476,9 +491,20 @@ def test_bilevel_weights_and_architecture_each_learn_from_their_half_alone(monke
         images[indices] = 255 - images[indices]
         return replace(episode, train_images=images)
 
-    assert np.array_equal(run(request_for(inner), repainted(of_weights)).update.alpha, both.update.alpha)
+    assert not np.array_equal(run(request_for(inner), repainted(of_architecture)).update.alpha, learning.update.alpha)
     assert same_update(run(request_for(frozen), repainted(of_architecture)), fixed)
     assert not same_update(run(request_for(frozen), repainted(of_weights)), fixed)
+
+
+@pytest.mark.parametrize("space", [SPACE, NODE], ids=["edge", "node"])
+def test_architecture_and_scales_do_not_move_while_the_loss_tells_nothing(space: SpaceConfig):
+    """With a zero classifier the first gradient is exactly zero: no rounding noise for Adam to blow up to a step."""
+    inner = INNER.model_copy(update={"weights": "gaussian", "steps": 1, "beta_alpha": 10.0, "beta_theta": 10.0})
+    prior = prior_for(inner, space)
+    update = run(request_for(inner, space=space), prior=prior).update
+    assert np.array_equal(update.alpha, prior.vectors["alpha"])
+    for name, log_sigma in update.log_sigma.items():
+        assert np.array_equal(log_sigma, prior.vectors[f"log_sigma/{name}"])
 
 
 def recorded_batches(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
@@ -512,6 +538,8 @@ def test_minibatches_leave_out_what_does_not_fill_one():
 def test_prior_and_episode_stay_as_they_were():
     inner = INNER.model_copy(update={"weights": "gaussian"})
     prior, episode = prior_for(inner), synthetic()
+    for vector in prior.vectors.values():
+        vector.setflags(write=False)  # as the object store hands them out
     digest, pixels = prior.digest(), episode.train_images.tobytes()
     run(request_for(inner, eval_steps=(0, 2)), episode, prior)
     assert prior.digest() == digest
@@ -536,8 +564,8 @@ def test_result_does_not_depend_on_what_the_supernet_did_before(weights: str):
 
 
 def test_result_does_not_depend_on_global_random_state():
-    inner = INNER.model_copy(update={"weights": "gaussian", "augment": {"crop_padding": 2, "flip": True}})
-    inner = InnerConfig.model_validate(inner.model_dump())
+    augment = AugmentConfig(crop_padding=2, flip=True)
+    inner = INNER.model_copy(update={"weights": "gaussian", "augment": augment})
     prior, results = prior_for(inner), []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -686,7 +714,7 @@ def test_grayscale_images_count_as_colour_images_of_equal_channels():
 def test_heads_for_grayscale_learn_from_colour_images():
     network = NETWORK.model_copy(update={"image_channels": 1})
     update = run(request_for(network=network)).update
-    assert update.differences["head/16"].size == (2 * 1 + 12 * 2) * 9 or update.differences["head/16"].size > 0
+    assert update.differences["head/16"].size == (1 * 4 + 4 * 12) * 3 * 3  # two convolutions: 1 to 4 to 12 channels
     assert np.linalg.norm(update.differences["head/16"]) > 0
 
 

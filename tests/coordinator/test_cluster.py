@@ -1,0 +1,65 @@
+"""How many workers a cluster gives, and what its errors become."""
+
+import pytest
+import ray
+
+from common.config import ClusterConfig
+from common.errors import AdaptationError, InvalidInputError, UnavailableError
+from coordinator.cluster import cause_of, connect, worker_resources
+
+
+@pytest.fixture
+def cluster_of(monkeypatch: pytest.MonkeyPatch) -> object:
+    def pretend(**resources: float) -> None:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("resources", "config", "expected"),
+    [
+        ({"CPU": 2.0}, {}, (2, 0.0)),
+        ({"CPU": 16.0, "GPU": 4.0}, {}, (4, 1.0)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_worker": 0.5}, (8, 0.5)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_worker": 0}, (16, 0.0)),
+        ({"CPU": 2.0, "GPU": 4.0}, {}, (2, 1.0)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"num_workers": 3}, (3, 1.0)),
+    ],
+)
+def test_one_worker_per_gpu_else_per_core(
+    cluster_of: object, resources: dict[str, float], config: dict[str, float], expected: tuple[int, float]
+) -> None:
+    cluster_of(**resources)  # type: ignore[operator]
+    assert worker_resources(ClusterConfig.model_validate(config)) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "config"),
+    [({"CPU": 2.0}, {"num_workers": 3}), ({"CPU": 8.0}, {"gpus_per_worker": 1}), ({}, {})],
+)
+def test_too_small_a_cluster_says_what_it_has_and_what_to_change(
+    cluster_of: object, resources: dict[str, float], config: dict[str, float]
+) -> None:
+    cluster_of(**resources)  # type: ignore[operator]
+    with pytest.raises(UnavailableError, match=r"workers of 1 CPU .* lower cluster.num_workers"):
+        worker_resources(ClusterConfig.model_validate(config))
+
+
+def test_no_cluster_at_an_address_is_unavailable_and_names_it() -> None:
+    with pytest.raises(UnavailableError, match="127.0.0.1:1"):
+        connect("127.0.0.1:1")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_errors_of_ours_come_back_from_an_actor_as_themselves_others_as_adaptation_errors() -> None:
+    @ray.remote
+    def fails(ours: bool) -> None:
+        raise InvalidInputError("steps must be >= 1") if ours else ZeroDivisionError("division by zero")
+
+    for ours, expected, words in ((True, InvalidInputError, "steps"), (False, AdaptationError, "division by zero")):
+        with pytest.raises(ray.exceptions.RayTaskError) as caught:
+            ray.get(fails.remote(ours))
+        cause = cause_of(caught.value)
+        assert type(cause) is expected and words in str(cause)
