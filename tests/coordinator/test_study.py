@@ -249,7 +249,7 @@ def test_a_corrupt_latest_version_is_refused_until_an_intact_one_is_named(
     data = bytearray(tensors.read_bytes())
     data[-1] ^= 1
     tensors.write_bytes(bytes(data))
-    with pytest.raises(CorruptArtifactError, match="version 3 is corrupt.*use --from-version 2, which is intact"):
+    with pytest.raises(CorruptArtifactError, match=r"version 3 is corrupt.*use --from-version 2, which is intact"):
         study.resume(store, config)
     assert store.versions() == [0, 1, 2, 3], "nothing was thrown away"
     prior = study.resume(store, config, version=2)
@@ -358,7 +358,7 @@ def test_an_error_of_the_executor_ends_the_study_and_what_was_made_before_is_kep
 def test_families_without_enough_classes_are_refused_before_the_first_round(store):
     config = smoke_config("families.0.num_ways=9")
     idle = MadeUpExecutor()
-    with pytest.raises(InvalidInputError, match="5 classes in split 'meta_train'.*num_ways is 9"):
+    with pytest.raises(InvalidInputError, match=r"5 classes in split 'meta_train'.*num_ways is 9"):
         study.run(initial_prior(config), config, idle, store, [], time.monotonic)
     assert idle.asked == []
 
