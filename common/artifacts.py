@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,19 +67,18 @@ class ArtifactFolder:
 
     def exists(self, name: str) -> bool:
         """Whether there is a file `name`."""
-        found: bool = self._fs.exists(self.path(name))
+        with self._answering("look for", self.path(name)):
+            found: bool = self._fs.exists(self.path(name))
         return found
 
     def write(self, name: str, data: bytes) -> None:
         """Creates or replaces a file; readers see the old or the new content, never a part."""
         path = self.path(name)
-        try:
+        with self._answering("write", path):
             if isinstance(self._fs, LocalFileSystem):
                 _write_local(Path(path), data)
             else:
                 self._fs.pipe_file(path, data)  # object stores publish an object when its upload completes
-        except OSError as error:
-            raise UnavailableError(f"cannot write {path}: {error}; check space and permissions") from error
 
     def read(self, name: str) -> bytes:
         """The content of a file.
@@ -86,27 +87,35 @@ class ArtifactFolder:
             NotFoundError: there is none.
         """
         path = self.path(name)
-        try:
-            data: bytes = self._fs.cat_file(path)
-        except FileNotFoundError:
-            raise NotFoundError(f"there is no file {path}") from None
-        except OSError as error:
-            raise UnavailableError(f"cannot read {path}: {error}") from error
+        with self._answering("read", path):
+            try:
+                data: bytes = self._fs.cat_file(path)
+            except FileNotFoundError:
+                raise NotFoundError(f"there is no file {path}") from None
         return data
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of the files in `folder` that end in `suffix`, sorted, without folder and suffix."""
-        try:
-            entries = self._fs.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
-            return []
+        with self._answering("list", self.path(folder)):
+            try:
+                entries = self._fs.ls(self.path(folder), detail=False)
+            except FileNotFoundError:
+                return []
         files = (PurePosixPath(entry).name for entry in entries)
         return sorted(name.removesuffix(suffix) for name in files if name.endswith(suffix))
 
     def remove(self, name: str) -> None:
         """Removes a file if it is there."""
         if self.exists(name):
-            self._fs.rm_file(self.path(name))
+            with self._answering("remove", self.path(name)):
+                self._fs.rm_file(self.path(name))
+
+    @contextmanager
+    def _answering(self, action: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UnavailableError(f"cannot {action} {path}: {error}; check space and permissions") from error
 
 
 class PriorStore:

@@ -1,5 +1,6 @@
 """The outer step: local posteriors move the prior (Reptile; BASE: "updated by summarizing" them, a damped M-step)."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -190,6 +191,12 @@ def check(prior: Prior, update: LocalUpdate, config: StudyConfig) -> Rejection |
             return rejected(RejectionReason.NOT_FINITE, f"{name} has NaN or infinite values")
         if np.abs(vector).max(initial=0.0) * max(weight, 1.0) > MAX_MAGNITUDE:
             return rejected(RejectionReason.OUT_OF_RANGE, f"{name} has values beyond {MAX_MAGNITUDE:g}")
+    for name, log_sigma in update.log_sigma.items():
+        # Their sum of squares is summed in fixed point too.
+        furthest = float(np.abs(update.differences[name]).max(initial=0.0))
+        widest = min(float(log_sigma.max(initial=0.0)), math.log(MAX_MAGNITUDE))
+        if (furthest**2 + math.exp(2 * widest)) * max(weight, 1.0) > MAX_MAGNITUDE:
+            return rejected(RejectionReason.OUT_OF_RANGE, f"variance of {name} is beyond {MAX_MAGNITUDE:g}")
     return None
 
 
@@ -198,7 +205,10 @@ def task_weight(num_examples: int, config: StudyConfig) -> float:
     if config.outer.weighting == "uniform":
         return 1.0
     nominal = config.families[0].num_ways * config.families[0].train_per_class
-    return float((num_examples / nominal) ** config.outer.examples_power)
+    try:
+        return float((num_examples / nominal) ** config.outer.examples_power)
+    except OverflowError:
+        return math.inf  # no such task; `check` rejects it
 
 
 def theta_rate(config: StudyConfig, version: int) -> float:

@@ -423,7 +423,6 @@ def test_a_storage_that_refuses_is_unavailable(url, monkeypatch):
         folder.write("note", b"new")
 
 
-@pytest.mark.xfail(strict=True, raises=PermissionError, reason="ArtifactFolder wraps errors of read and write alone")
 @pytest.mark.parametrize(
     ("operation", "call"),
     [

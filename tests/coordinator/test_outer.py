@@ -325,7 +325,6 @@ def test_weights_after_a_step_are_the_float64_mean():
 # What is rejected
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="outer.task_weight raises beyond float64")
 def test_a_number_of_examples_beyond_floating_point_is_rejected():
     config = tiny_config(weighting="examples", examples_power=2.0)
     rejection = OuterStep(tiny_prior(), config).absorb(tiny_update("a", num_examples=10**200))
@@ -536,10 +535,6 @@ def test_wrong_standard_deviations_are_rejected_without_a_trace(log_sigma, reaso
     assert outer.finish().digest() == step(prior, [good], config).digest()
 
 
-OVERFLOWS = pytest.mark.xfail(strict=True, reason="outer.check bounds what is sent, not the second moment made of it")
-
-
-@OVERFLOWS
 @pytest.mark.parametrize("log_sigma", [4.0, 30.0, 500.0], ids=["beyond the range", "beyond int64", "infinite"])
 def test_a_variance_beyond_the_range_is_rejected(log_sigma):
     config = gaussian_config("element", 'space.primitives=["skip_connect", "sep_conv_3x3"]')
@@ -551,7 +546,6 @@ def test_a_variance_beyond_the_range_is_rejected(log_sigma):
     assert rejection.reason is RejectionReason.OUT_OF_RANGE
 
 
-@OVERFLOWS
 def test_a_difference_whose_square_is_beyond_the_range_is_rejected_under_gaussian_weights():
     config = gaussian_config("element", 'space.primitives=["skip_connect", "sep_conv_3x3"]')
     prior = tiny_prior_of_two_kinds(**{"log_sigma/body": [-1.0] * 3, "log_sigma/head/16": [-1.0] * 2})
