@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError
@@ -144,12 +144,13 @@ class RayPool:
             worker = heads[ref]
             try:
                 result: AdaptResult = ray.get(ref)
-            except RayActorError:
-                self._replace(worker, "died", waiting, attempts)
-                continue
             except RayTaskError as error:
                 cause = cause_of(error)
                 raise type(cause)(f"task {worker.in_flight[0][1].task.task_id}: {cause}") from error
+            except RayError:
+                # Its process is gone, or its result is: both run again elsewhere.
+                self._replace(worker, "died", waiting, attempts)
+                continue
             worker.in_flight.popleft()
             worker.head_since_s = self._now_s()
             yield result
@@ -165,6 +166,7 @@ class RayPool:
         self._logger.warning("%s %s at task %s; replacing it", worker.name, reason, task_id)
         ray.kill(worker.handle)
         waiting.extendleft(request for _, request in reversed(worker.in_flight))
+        worker.in_flight.clear()
         self._workers[self._workers.index(worker)] = self._start_worker()
         self._num_replaced += 1
         if attempts[task_id] >= self._config.max_attempts:
