@@ -59,7 +59,7 @@ class ResidentImages:
 
 def resident(images: NDArray[np.uint8], labels: NDArray[np.int64], device: torch.device) -> ResidentImages:
     """Copies images (num_images, height, width, channels) to the device, through pinned memory where it has any."""
-    host = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    host = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
     host_labels = torch.from_numpy(np.array(labels, dtype=np.int64))
     if device.type == "cuda":
         host, host_labels = host.pin_memory(), host_labels.pin_memory()

@@ -146,7 +146,11 @@ def test_requests_say_whether_the_architecture_learns(catalogs):
 
 
 def test_results_in_any_order_make_the_same_prior_and_metrics(prior, round_plan, config):
-    results = results_for(prior, round_plan.requests)
+    # Losses whose floating point sum depends on the order of the terms.
+    results = [
+        replace(result, train_losses=(loss, 1.0))
+        for loss, result in zip([1e16, 1.0, -1e16, 0.3, 1.0], results_for(prior, round_plan.requests), strict=True)
+    ]
     outcomes = set()
     for order in permutations(results[:4]):
         running = Round(prior, round_plan, config)

@@ -369,6 +369,7 @@ CASES = {
     "straight_through_node": Case({"relaxation": "straight_through"}, NODE),
     "relaxation_of_the_prior": Case(request={"relaxation": "softmax"}),
     "weights_near_the_prior": Case(PRIORED),
+    "weights_near_the_prior_by_the_elbo": Case({"prior_precision": 50.0}),
     "architecture_near_the_prior": Case({"beta_alpha": 2.0}),
     "architecture_near_the_prior_node": Case({"beta_alpha": 2.0}, NODE),
     "op_penalty": Case({"op_penalty": {"skip_connect": 3.0, "none": 1.0}}),

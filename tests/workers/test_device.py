@@ -78,11 +78,16 @@ def test_nothing_changes_the_images_that_batches_are_taken_from(channels: int):
     assert on_device.labels.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_labels_are_copied_so_that_read_only_ones_will_do():
-    labels = np.arange(5)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_and_labels_are_copied_so_that_read_only_ones_will_do(channels: int):
+    images, labels = pictures(channels=channels), np.arange(5)
+    before = images.copy()
+    images.setflags(write=False)
     labels.setflags(write=False)
-    on_device = resident(pictures(), labels, CPU)
+    on_device = resident(images, labels, CPU)
+    on_device.images.zero_()
     on_device.labels.zero_()
+    assert np.array_equal(images, before)
     assert labels.tolist() == [0, 1, 2, 3, 4]
 
 
