@@ -68,6 +68,8 @@ def adapt(
         if step < request.inner.steps:
             started_s = time.perf_counter()
             losses.append(loop.step_(step))
+            if loop.device.type == "cuda" and (step + 1 in request.eval_steps or step + 1 == request.inner.steps):
+                torch.cuda.synchronize(loop.device)  # the clock counts work done, not work queued
             adapt_s += time.perf_counter() - started_s
             on_step(step + 1)
     num_images = request.inner.steps * loop.batches.batch_size
@@ -123,7 +125,9 @@ class _InnerLoop:
             )
             for name in self.weight_names
         ]
-        self.classifier = nn.Linear(supernet.num_features, len(request.task.classes), device=self.device)
+        self.classifier = nn.utils.skip_init(
+            nn.Linear, supernet.num_features, len(request.task.classes), device=self.device
+        )
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
