@@ -8,6 +8,7 @@ from pathlib import Path
 from ray.util.metrics import Gauge
 from tensorboardX import SummaryWriter
 
+from common.artifacts import ArtifactFolder
 from common.telemetry import ROUND_METRICS, metric_name
 
 
@@ -42,9 +43,8 @@ class JsonLinesSink:
     """Every metric of every round, one JSON object per line; after a resume, rounds that run again replace theirs."""
 
     def __init__(self, path: Path, after_version: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(path) if line["prior_version"] <= after_version]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        ArtifactFolder(path.parent).write(path.name, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def record(self, version: int, values: Mapping[str, float]) -> None:

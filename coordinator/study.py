@@ -5,7 +5,7 @@ from contextlib import closing
 
 from common.artifacts import PriorStore, check_same_config
 from common.config import StudyConfig
-from common.errors import ConflictError
+from common.errors import AdaptationError, ConflictError
 from common.messages import AdaptResult
 from common.meta.prior import Prior, initial_prior
 from common.telemetry import MetricSink
@@ -101,6 +101,8 @@ def run(
                 if should_stop():
                     break
         if not running.is_complete:
+            if not should_stop():
+                raise AdaptationError(f"the round after version {prior.version} ended without all of its results")
             break
         prior, metrics = running.finish()
         metrics["round_seconds"] = now_s() - started_s

@@ -97,7 +97,7 @@ def relax(
     active = tuple(
         tuple(tuple(column for column, on in enumerate(edge) if on) for edge in cell_kind) for cell_kind in chosen
     )
-    # hard - soft + soft would not be exactly one in floating point.
+    # In this order: hard + soft - soft would not be exactly one in floating point.
     return Relaxed(hard + (soft - soft.detach()), active)
 
 

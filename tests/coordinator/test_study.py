@@ -175,6 +175,16 @@ def test_a_study_resumed_between_two_rounds_ends_in_the_same_bits(store, config,
     assert [reopened.load(version).digest() for version in reopened.versions()] == undisturbed
 
 
+def test_an_executor_that_loses_results_is_an_error_and_not_a_short_study(store, config):
+    class LosingExecutor(MadeUpExecutor):
+        def run(self, prior, requests):
+            yield from list(super().run(prior, requests))[1:]
+
+    with pytest.raises(AdaptationError, match="after version 0 ended without all of its results"):
+        study.run(study.begin(store, config), config, LosingExecutor(), store, [], time.monotonic)
+    assert store.versions() == [0]
+
+
 @pytest.mark.parametrize("num_results", [1, 2, 4, 8])
 def test_a_round_that_is_given_up_leaves_no_trace(store, config, executor, undisturbed, tmp_path, num_results):
     should_stop, on_result = stop_after(num_results)
