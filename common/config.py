@@ -1,23 +1,14 @@
-"""The configuration of a study: one frozen tree, validated once, stored with every artifact.
-
-Read order, later wins: preset or file, then `METASEARCH_SET_` environment variables, then `--set` on the command line.
-"""
+"""The configuration of a study: one frozen tree, validated once, stored with every artifact."""
 
 import json
-import os
-import tomllib
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from common.errors import InvalidInputError, NotFoundError
+from common.errors import InvalidInputError
 from common.space.primitives import PRIMITIVES, PROFILES, ProfileName
 from common.space.topology import Topology
-
-ENVIRONMENT_PREFIX = "METASEARCH_SET_"
 
 RelaxationKind = Literal["gumbel", "softmax", "straight_through"]
 Normalisation = Literal["edge", "node"]
@@ -313,45 +304,6 @@ class StudyConfig(Frozen):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=2)
 
 
-def preset_names() -> tuple[str, ...]:
-    """Names of the presets that come with the package."""
-    return tuple(
-        sorted(
-            entry.name.removesuffix(".toml")
-            for entry in files("common.presets").iterdir()
-            if entry.name.endswith(".toml")
-        )
-    )
-
-
-def load(
-    preset_or_file: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
-) -> StudyConfig:
-    """The configuration of a study from a preset or TOML file, environment variables and overrides.
-
-    Args:
-        preset_or_file: name of a preset, or path of a TOML file. A file may start from a preset: `preset = "demo"`.
-        overrides: `a.b=value`, the value in TOML syntax (a bare word is taken as text).
-        environment: variables to look at, `os.environ` where not given. `METASEARCH_SET_INNER__STEPS=5` sets
-            `inner.steps`.
-
-    Raises:
-        NotFoundError: neither a preset nor a file has that name.
-        InvalidInputError: the file is not TOML, or a field is unknown, out of range or of the wrong type.
-    """
-    tree = _read(preset_or_file)
-    for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            _assign(tree, path, _parse_value(text), origin=name)
-    for override in overrides:
-        path_text, separator, text = override.partition("=")
-        if not separator or not path_text:
-            raise InvalidInputError(f"--set takes FIELD=VALUE, for example inner.steps=5, got {override!r}")
-        _assign(tree, path_text.strip().split("."), _parse_value(text.strip()), origin=f"--set {override}")
-    return validate(tree)
-
-
 def validate(tree: Mapping[str, Any]) -> StudyConfig:
     """A `StudyConfig` from plain values.
 
@@ -375,67 +327,3 @@ def explain(error: ValidationError) -> str:
         value = "" if isinstance(problem["input"], dict | list | BaseModel) else f" (got {problem['input']!r})"
         lines.append(f"{where}: {reason}{value}" if where else f"{reason}{value}")
     return "; ".join(lines)
-
-
-def _read(preset_or_file: str | Path) -> dict[str, Any]:
-    name = str(preset_or_file)
-    if name in preset_names():
-        return tomllib.loads((files("common.presets") / f"{name}.toml").read_text("utf-8"))
-    path = Path(name)
-    if not path.is_file():
-        raise NotFoundError(f"no preset or file {name!r}; presets are {', '.join(preset_names())}")
-    try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{name} is not a TOML file: {error}") from None
-    base = tree.pop("preset", None)
-    if base is None:
-        return tree
-    if base not in preset_names():
-        raise NotFoundError(f"{name} starts from preset {base!r}; presets are {', '.join(preset_names())}")
-    return _merge(_read(str(base)), tree)
-
-
-def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in change.items():
-        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_tables else value
-    return merged
-
-
-def _assign(tree: dict[str, Any], path: Sequence[str], value: object, origin: str) -> None:
-    """Sets a field of a tree of dicts and lists; list elements go by number."""
-    here: Any = tree
-    for depth, part in enumerate(path):
-        last = depth == len(path) - 1
-        if isinstance(here, list):
-            if not part.isdecimal() or int(part) >= len(here):
-                raise InvalidInputError(f"{origin}: {'.'.join(path[:depth])} has elements 0 to {len(here) - 1}")
-            key: Any = int(part)
-        elif isinstance(here, dict):
-            key = part
-            if not last:
-                here.setdefault(key, _default(path[: depth + 1]))
-        else:
-            raise InvalidInputError(f"{origin}: {'.'.join(path[:depth])} is a value, it has no field {part!r}")
-        if last:
-            here[key] = value
-        else:
-            here = here[key]
-
-
-def _default(path: Sequence[str]) -> Any:
-    """The default of a table or list that is about to be changed in part."""
-    here: Any = StudyConfig().model_dump(mode="json")
-    for part in path:
-        here = here.get(part, {}) if isinstance(here, dict) else {}
-    return here if isinstance(here, dict | list) else {}
-
-
-def _parse_value(text: str) -> object:
-    try:
-        tree = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return tree["value"] if len(tree) == 1 else text  # a line break could begin further keys

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from common.artifacts import PriorStore
-from common.config import DatasetRef, load, preset_names
+from common.config import DatasetRef
 from common.errors import INTERRUPTED_EXIT_CODE, ConflictError, InvalidInputError, MetaSearchError
+from common.loading import load, preset_names
 from common.space.genotype import DerivationRule
 
 # Heavy imports (torch, Ray, matplotlib) wait until a command needs them, so that --help answers at once.

@@ -10,8 +10,9 @@ import numpy as np
 from rich.console import Console
 
 from common.artifacts import PriorStore
-from common.config import DatasetRef, StudyConfig, TaskFamily, load
+from common.config import DatasetRef, StudyConfig, TaskFamily
 from common.errors import ConflictError
+from common.loading import load
 from common.messages import AdaptResult
 from common.meta.prior import Prior
 from coordinator import study

@@ -12,7 +12,8 @@ import numpy as np
 from reporting import arguments, console, finish
 
 from common.artifacts import PriorStore
-from common.config import DatasetRef, Split, StudyConfig, TaskFamily, load
+from common.config import DatasetRef, Split, StudyConfig, TaskFamily
+from common.loading import load
 from common.meta.prior import Prior, initial_prior, with_alpha_of, with_theta_of
 from coordinator import study
 from coordinator.driver import open_session

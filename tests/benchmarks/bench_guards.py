@@ -10,7 +10,7 @@ from reporting import arguments, console, finish
 from rich.table import Table
 
 from common.artifacts import PriorStore
-from common.config import load
+from common.loading import load
 from coordinator import study
 from coordinator.driver import open_session
 from coordinator.sinks import read_lines

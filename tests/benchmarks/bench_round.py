@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from reporting import arguments, console, finish, interleaved, spread
 
-from common.config import load
+from common.loading import load
 from common.messages import AdaptRequest, AdaptResult, LocalUpdate
 from common.meta.prior import ALPHA, Prior, initial_prior
 from coordinator.cluster import connect, disconnect

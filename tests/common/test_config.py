@@ -7,17 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.config import (
-    InnerConfig,
-    NetworkConfig,
-    RelaxationConfig,
-    SpaceConfig,
-    StudyConfig,
-    load,
-    preset_names,
-    validate,
-)
+from common.config import InnerConfig, NetworkConfig, RelaxationConfig, SpaceConfig, StudyConfig, validate
 from common.errors import InvalidInputError, NotFoundError
+from common.loading import load, preset_names
 from common.space.primitives import PRIMITIVES, PROFILES
 from common.space.topology import Topology
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from common.artifacts import PriorStore
-from common.config import load
+from common.loading import load
 from common.meta.prior import initial_prior
 from coordinator import cli, study
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from common.artifacts import PriorStore
-from common.config import ClusterConfig, StudyConfig, load
+from common.config import ClusterConfig, StudyConfig
 from common.errors import AdaptationError, InvalidInputError
+from common.loading import load
 from common.messages import AdaptResult
 from common.meta.prior import Prior, initial_prior
 from coordinator import study

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.artifacts import PriorStore
-from common.config import load
+from common.loading import load
 from coordinator import study
 from coordinator.local import LocalExecutor
 from workers.device import choose_device

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common.config import StudyConfig, load, validate
+from common.config import StudyConfig, validate
+from common.loading import load
 from common.messages import AdaptRequest, AdaptResult, Evaluation, LocalUpdate
 from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior
 from common.streams import stream
