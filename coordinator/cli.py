@@ -174,6 +174,7 @@ def adapt(
     from coordinator.adaptation import TaskChoice, evaluation_steps, store_result, task_of
     from coordinator.driver import open_session
     from coordinator.experiment import Arm, adapt_request
+    from workers.data.sources import SOURCES
 
     if rule not in get_args(DerivationRule):
         raise InvalidInputError(f"--derive must be one of {', '.join(get_args(DerivationRule))}, got {rule!r}")
@@ -181,10 +182,13 @@ def adapt(
     store = PriorStore(run)
     config = store.load_config()
     prior = store.load(version)
-    unseen = next((family.data for family in config.families if family.data.source == data), DatasetRef())
-    reference = unseen.model_copy(
-        update={"source": data, "root": root or unseen.root if unseen.source == data else root}
-    )
+    known = next((family.data for family in config.families if family.data.source == data), None)
+    if known is not None:  # the same split into seen and unseen classes as in meta-training
+        reference = known.model_copy(update={"root": root or known.root})
+    else:
+        # Workers have another working directory.
+        source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
+        reference = DatasetRef(source=source, root=root)
     choice = TaskChoice(
         reference, _classes(classes), image_size or config.families[0].image_size, train_per_class, test_per_class, seed
     )
