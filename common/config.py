@@ -208,7 +208,7 @@ class OuterConfig(Frozen):
     alpha_warmup_rounds: int = Field(0, ge=0)
     """Rounds in which the weights learn alone. A guard against collapse."""
     max_parameter_free_edges: int | None = Field(None, ge=0)
-    """Stop learning the architecture once a derived cell would keep more pooling and skip ops than this."""
+    """Stop learning the architecture once a pool, skip or none dominates more edges of a kind of cell than this."""
     min_accepted_fraction: Fraction = 0.5
     """A round whose accepted updates are fewer than this share of its tasks fails."""
 

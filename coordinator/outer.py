@@ -17,9 +17,11 @@ from common.meta.posterior import MIN_PROBABILITY, floored_log, log_probabilitie
 from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior, Vector, alpha_tensor
 from common.nn.supernet import Supernet
 from common.space.genotype import Genotype, derive
+from common.space.primitives import PARAMETER_FREE
 from coordinator.aggregate import MAX_MAGNITUDE, Aggregator, aggregator
 
 _MIN_VARIANCE = 1e-12
+_DECIDED_OVER_UNIFORM = 1.2
 
 
 class RejectionReason(StrEnum):
@@ -111,7 +113,7 @@ class OuterStep:
         if learns_alpha(prior, config):
             alpha = self._next_alpha()
             limit = config.outer.max_parameter_free_edges
-            if limit is not None and most_parameter_free(prior_genotype(alpha, config)) > limit:
+            if limit is not None and most_parameter_free_edges(alpha, config) > limit:
                 stopped = True
             else:
                 vectors[ALPHA] = alpha
@@ -232,9 +234,18 @@ def prior_genotype(alpha: Vector, config: StudyConfig) -> Genotype:
     return derive(dict(zip(space.cell_kinds, values, strict=True)), space.topology, space.ops)
 
 
-def most_parameter_free(genotype: Genotype) -> int:
-    """Pooling and skip ops of the kind of cell that has most of them."""
-    return max(genotype.num_parameter_free(kind) for kind in genotype.cells)
+def most_parameter_free_edges(alpha: Vector, config: StudyConfig) -> int:
+    """Edges that a pool, a skip or none dominates, in the kind of cell that has most of them.
+
+    An edge that is still undecided, as all are at first, does not count: its strongest op must be clearly more
+    probable than each would be under a uniform distribution.
+    """
+    ops = config.space.ops
+    within_edge = torch.softmax(alpha_tensor(alpha, config), dim=-1)
+    probability, strongest = within_edge.max(dim=-1)
+    is_free = torch.tensor([op in PARAMETER_FREE for op in ops])
+    dominated = is_free[strongest] & (probability > _DECIDED_OVER_UNIFORM / len(ops))
+    return int(dominated.sum(dim=-1).max())
 
 
 def _flat_probabilities(alpha: Vector, config: StudyConfig) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from coordinator.outer import (
     OuterStep,
     RejectionReason,
     learns_alpha,
-    most_parameter_free,
+    most_parameter_free_edges,
     prior_genotype,
     step,
     task_weight,
@@ -252,7 +252,7 @@ SKIPS = (0.9, 0.1, 0.9, 0.1)
 def test_architecture_stops_for_good_before_it_keeps_too_many_parameter_free_ops():
     config = tiny_config(max_parameter_free_edges=1)
     prior = tiny_prior(CONVOLUTIONS)
-    assert most_parameter_free(prior_genotype(prior.vectors[ALPHA], config)) == 0
+    assert most_parameter_free_edges(prior.vectors[ALPHA], config) == 0
     # 0.4 * 0.2 + 0.6 * 0.9 = 0.62: both edges would become skip connections
     after = step(prior, [tiny_update("a", body=(1.0, 0.0, 0.0), probabilities=SKIPS)], config)
     assert after.alpha_stopped
@@ -278,9 +278,15 @@ def test_architecture_may_reach_the_limit_of_parameter_free_ops():
 def test_the_most_parameter_free_kind_of_cell_counts():
     config = smoke_config('space.primitives=["skip_connect", "sep_conv_3x3"]')
     skips_in_reduction_only = np.log(np.array([[[0.1, 0.9]] * 5, [[0.9, 0.1]] * 5]))
-    genotype = prior_genotype(skips_in_reduction_only.ravel().astype(np.float32), config)
+    alpha = skips_in_reduction_only.ravel().astype(np.float32)
+    genotype = prior_genotype(alpha, config)
     assert [genotype.num_parameter_free(kind) for kind in ("normal", "reduction")] == [0, 4]
-    assert most_parameter_free(genotype) == 4
+    assert most_parameter_free_edges(alpha, config) == 5
+
+
+def test_an_undecided_architecture_counts_no_parameter_free_edges():
+    config = smoke_config()
+    assert most_parameter_free_edges(initial_prior(config).vectors[ALPHA], config) == 0
 
 
 # The order of arrival
