@@ -57,7 +57,7 @@ class FixedPointMean:
         for start in range(0, len(vector), _CHUNK):
             part = vector[start : start + _CHUNK]
             reals, whole = scaled[: len(part)], integers[: len(part)]
-            np.multiply(part, factor, out=reals)
+            np.multiply(part, factor, out=reals, dtype=np.float64)
             np.rint(reals, out=reals)
             whole[:] = reals
             self._total[start : start + _CHUNK] += whole

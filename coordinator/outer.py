@@ -189,13 +189,14 @@ def check(prior: Prior, update: LocalUpdate, config: StudyConfig) -> Rejection |
         if name not in prior.vectors or vector.shape != prior.vectors[name].shape:
             expected = prior.vectors[name].shape if name in prior.vectors else "no such vector"
             return rejected(RejectionReason.WRONG_SHAPE, f"{name} has shape {vector.shape}, expected {expected}")
-        if not np.isfinite(vector).all():
+        largest = _largest_magnitude(vector)
+        if not math.isfinite(largest):
             return rejected(RejectionReason.NOT_FINITE, f"{name} has NaN or infinite values")
-        if np.abs(vector).max(initial=0.0) * max(weight, 1.0) > MAX_MAGNITUDE:
+        if largest * max(weight, 1.0) > MAX_MAGNITUDE:
             return rejected(RejectionReason.OUT_OF_RANGE, f"{name} has values beyond {MAX_MAGNITUDE:g}")
     for name, log_sigma in update.log_sigma.items():
         # Their sum of squares is summed in fixed point too.
-        furthest = float(np.abs(update.differences[name]).max(initial=0.0))
+        furthest = _largest_magnitude(update.differences[name])
         widest = min(float(log_sigma.max(initial=0.0)), math.log(MAX_MAGNITUDE))
         if (furthest**2 + math.exp(2 * widest)) * max(weight, 1.0) > MAX_MAGNITUDE:
             return rejected(RejectionReason.OUT_OF_RANGE, f"variance of {name} is beyond {MAX_MAGNITUDE:g}")
@@ -253,6 +254,11 @@ def _flat_probabilities(alpha: Vector, config: StudyConfig) -> NDArray[np.float6
     values = probabilities(alpha_tensor(alpha, config), space.topology, space.normalisation)
     flat: NDArray[np.float64] = values.reshape(-1).numpy()
     return flat
+
+
+def _largest_magnitude(vector: Vector) -> float:
+    """The largest absolute value, NaN if any is; without temporaries as large as the vector."""
+    return float(np.maximum(-vector.min(initial=0.0), vector.max(initial=0.0)))
 
 
 def _clip_factor(differences: Mapping[str, Vector], outer: OuterConfig) -> float:
