@@ -285,9 +285,8 @@ def _write_local(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)  # gone once renamed; whatever interrupts, nothing half-written stays
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name survives a power loss too
