@@ -1,4 +1,4 @@
-"""The command line. Every command validates, calls one function, and prints; nothing is computed here."""
+"""The command line: reads and checks options, calls the coordinator, prints."""
 
 import json
 import os
@@ -14,7 +14,13 @@ from rich.table import Table
 
 from common.artifacts import PriorStore
 from common.config import DatasetRef
-from common.errors import INTERRUPTED_EXIT_CODE, ConflictError, InvalidInputError, MetaSearchError
+from common.errors import (
+    INTERRUPTED_EXIT_CODE,
+    ConflictError,
+    InvalidInputError,
+    MetaSearchError,
+    UnavailableError,
+)
 from common.loading import load, preset_names
 from common.space.genotype import DerivationRule
 
@@ -78,11 +84,11 @@ def demo(
 
 @app.command()
 def train(
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
         str | None,
         typer.Argument(metavar="[PRESET|FILE]", help=f"Preset ({', '.join(preset_names())}) or TOML file."),
     ] = None,
-    run: Annotated[Path, typer.Option(help="Folder of the run.")] = ...,  # type: ignore[assignment]
     overrides: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in this folder.")] = False,
     from_version: Annotated[
@@ -112,7 +118,6 @@ def train(
         config = load(preset, overrides or [])
 
     from coordinator import study
-    from coordinator.demo import show_dashboard
     from coordinator.driver import open_session
 
     store = PriorStore(run)
@@ -130,8 +135,8 @@ def train(
         # Last of all: a wrong source, or no cluster, leaves no run behind.
         if not resume:
             prior = study.begin(store, config)
-        show_dashboard(session, _messages)
-        outcome = session.train(str(run.resolve()), config, prior)
+        session.show_dashboard()
+        outcome = session.train(run, config, prior)
     if as_json:
         print(json.dumps({"version": outcome.version, "sha256": outcome.digest, "complete": outcome.is_complete}))
     _messages.print(f"Version {outcome.version} of {config.rounds}, SHA-256 {outcome.digest}", soft_wrap=True)
@@ -186,7 +191,7 @@ def adapt(
     if known is not None:  # the same split into seen and unseen classes as in meta-training
         reference = known.model_copy(update={"root": root or known.root})
     else:
-        # Workers have another working directory.
+        # An absolute path means the same to workers on other machines, where the folder is shared.
         source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
         reference = DatasetRef(source=source, root=root)
     choice = TaskChoice(
@@ -231,7 +236,7 @@ def doctor(
         table.add_row(mark, finding.subject, escape(finding.state), escape(finding.remedy))
     _messages.print(table)
     if not is_fit(findings):
-        raise typer.Exit(5)
+        raise typer.Exit(UnavailableError.exit_code)
 
 
 @data_app.command("list")

@@ -1,24 +1,21 @@
 """The demo: meta-learn a small prior, adapt it to tasks it has never seen, and show what the prior was worth."""
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from common.artifacts import PriorStore
-from common.config import DatasetRef, StudyConfig, TaskFamily
-from common.errors import ConflictError
+from common.config import DatasetRef, Split, StudyConfig, TaskFamily
 from common.loading import load
 from common.messages import AdaptResult
 from common.meta.prior import Prior
 from coordinator import study
 from coordinator.driver import Session, open_session
 from coordinator.experiment import Arm, accuracies, compare, environment, fresh_tasks, mean_genotype, scratch_arm
-from coordinator.report import Panel, draw_cells, draw_curves, mean_interval, results_table
+from coordinator.report import Panel, draw_cells, draw_curves, intervals_by_step, results_table
 
 EVAL_STEPS = (0, 1, 2, 5, 10, 20)
 # Never used while the recipe was chosen.
@@ -27,32 +24,37 @@ NUM_SCRIPT_TASKS = 8
 NUM_DIGIT_TASKS = 6
 PRIOR_ARM = "from the prior"
 SCRATCH_ARM = "from scratch"
+SCRIPTS_TITLE = "Unseen scripts"
+DIGITS_TITLE = "Handwritten digits"
 
 
 def run_demo(run: Path, overrides: Sequence[str], address: str | None, console: Console) -> Mapping[str, object]:
     """Runs the demo into folder `run`: result.json, curves.png, cells.png, and the study itself.
 
-    An interrupted demo goes on where it was; a finished one starts anew.
+    An interrupted demo goes on where it was; a finished one uses its prior again. No study is ever removed.
 
     Returns:
         What result.json holds.
 
     Raises:
+        ConflictError: the folder holds another study.
         KeyboardInterrupt: it was interrupted; a second call goes on.
     """
     started_s = time.monotonic()
     config = load("demo", overrides)
     store = PriorStore(run)
-    prior = _begin_or_resume(store, config, run)
+    prior = study.resume(store, config) if store.has_config() else study.begin(store, config)
+    if prior.version == config.rounds:
+        console.print(f"The prior in {run} is trained already, and would be the same again; remove {run} to watch it.")
     console.print("Preparing images (characters of many scripts are drawn once, then cached) ...")
     study.load_catalogs(config)
     console.print("Starting Ray ...")
     with open_session("demo", config.cluster, address, console) as session:
-        show_dashboard(session, console)
+        session.show_dashboard()
         console.print(
             f"Meta-training {config.rounds} rounds of {config.families[0].tasks_per_round} ten-way tasks of characters"
         )
-        outcome = session.train(str(run), config, prior)
+        outcome = session.train(run, config, prior)
         if not outcome.is_complete:
             raise KeyboardInterrupt
         trained = store.load()
@@ -67,7 +69,7 @@ def run_demo(run: Path, overrides: Sequence[str], address: str | None, console: 
     console.print("supernet with the settings that suit it best, without Gumbel noise and at learning rate 0.1.")
     result = {
         "prior": {"version": outcome.version, "sha256": outcome.digest},
-        "panels": {panel.title: _panel_json(panel) for panel in panels},
+        "panels": {panel.title: intervals_by_step(panel) for panel in panels},
         "genotype": json.loads(genotype.to_json()),
         "train_s": round(train_s, 1),
         "total_s": round(time.monotonic() - started_s, 1),
@@ -76,29 +78,6 @@ def run_demo(run: Path, overrides: Sequence[str], address: str | None, console: 
     }
     store.folder.write("result.json", json.dumps(result, indent=2).encode())
     return result
-
-
-def show_dashboard(session: Session, console: Console) -> None:
-    """Says where the Ray dashboard is, and how to get in."""
-    if session.cluster.dashboard_url:
-        console.print(f"Ray dashboard: {session.cluster.dashboard_url}")
-        if session.cluster.needs_token:
-            console.print("  it asks for a token; `ray get-auth-token` prints it")
-
-
-def _begin_or_resume(store: PriorStore, config: StudyConfig, run: Path) -> Prior:
-    if store.has_config():
-        try:
-            prior = study.resume(store, config)
-        except ConflictError:
-            prior = None
-        if prior is not None and prior.version < config.rounds:
-            return prior
-        for name in ("priors", "tensorboard"):
-            shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("config.json", "result.json", "curves.png", "cells.png", "train.log", "rounds.jsonl"):
-            (run / name).unlink(missing_ok=True)
-    return study.begin(store, config)
 
 
 def _evaluate(
@@ -112,27 +91,17 @@ def _evaluate(
     ]
     scripts = config.families[0]
     digits = TaskFamily(data=DatasetRef(source="digits"), image_size=scripts.image_size)
-    panels, digit_results = [], []
-    for title, family, split, num_tasks in (
-        ("Unseen scripts", scripts, "unseen", NUM_SCRIPT_TASKS),
-        ("Handwritten digits", digits, "all", NUM_DIGIT_TASKS),
-    ):
-        tasks = fresh_tasks(family, split, num_tasks, TASK_SEED)  # type: ignore[arg-type]
+    comparisons: tuple[tuple[str, TaskFamily, Split, int], ...] = (
+        (SCRIPTS_TITLE, scripts, "unseen", NUM_SCRIPT_TASKS),
+        (DIGITS_TITLE, digits, "all", NUM_DIGIT_TASKS),
+    )
+    panels, from_prior = [], {}
+    for title, family, split, num_tasks in comparisons:
+        tasks = fresh_tasks(family, split, num_tasks, TASK_SEED)
         console.print(f"Adapting to {num_tasks} tasks: {title.lower()}, {family.num_ways}-way")
         results = compare(arms, tasks, config, EVAL_STEPS, session.adapt)
         curves = {name: accuracies(of_arm) for name, of_arm in results.items()}
         title_and_size = f"{title}, {family.num_ways}-way, {num_tasks} tasks"
         panels.append(Panel(title_and_size, EVAL_STEPS, curves, chance=1 / family.num_ways))
-        digit_results = results[PRIOR_ARM]
-    return panels, digit_results
-
-
-def _panel_json(panel: Panel) -> dict[str, object]:
-    arms: dict[str, object] = {}
-    for name, values in panel.arms.items():
-        interval = mean_interval(np.asarray(values))
-        arms[name] = {
-            str(step): {"mean": float(mean), "low": float(low), "high": float(high)}
-            for step, mean, low, high in zip(panel.steps, interval.mean, interval.low, interval.high, strict=True)
-        }
-    return arms
+        from_prior[title] = results[PRIOR_ARM]
+    return panels, from_prior[DIGITS_TITLE]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -35,7 +36,14 @@ class Session:
         self._handle = handle
         self._console = console
 
-    def train(self, run_folder: str, config: StudyConfig, prior: Prior) -> TrainOutcome:
+    def show_dashboard(self) -> None:
+        """Says where the Ray dashboard is, and how to get in."""
+        if self.cluster.dashboard_url:
+            self._console.print(f"Ray dashboard: {self.cluster.dashboard_url}")
+            if self.cluster.needs_token:
+                self._console.print("  it asks for a token; `ray get-auth-token` prints it")
+
+    def train(self, run: Path, config: StudyConfig, prior: Prior) -> TrainOutcome:
         """Runs the rounds that are left; see `Coordinator.train`. Ctrl-C gives up the present round and returns.
 
         Raises:
@@ -46,7 +54,7 @@ class Session:
             loss = progress.metrics.get("train_loss_last")
             return progress.version, "" if loss is None else f"loss {loss:.3f}"
 
-        reference = self._handle.train.remote(run_folder, config, prior)
+        reference = self._handle.train.remote(str(run.resolve()), config, prior)
         outcome: TrainOutcome = self._follow(reference, "Rounds", prior.version, config.rounds, describe)
         return outcome
 

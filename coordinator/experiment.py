@@ -45,9 +45,7 @@ def fresh_tasks(family: TaskFamily, split: Split, num_tasks: int, seed: int) -> 
     return [sample_task(arrays, family, split, f"fresh/{seed}/task-{index:03d}", seed) for index in range(num_tasks)]
 
 
-def adapt_request(
-    task: LearningTask, arm: Arm, config: StudyConfig, eval_steps: Sequence[int], returns_update: bool = False
-) -> AdaptRequest:
+def adapt_request(task: LearningTask, arm: Arm, config: StudyConfig, eval_steps: Sequence[int]) -> AdaptRequest:
     """The request to adapt `arm` to `task`. All arms draw the same random numbers."""
     relaxation, _ = config.relaxation.at(arm.prior.version, config.rounds)
     return AdaptRequest(
@@ -61,7 +59,7 @@ def adapt_request(
         tau=arm.prior.tau,
         learns_alpha=arm.learns_alpha,
         eval_steps=tuple(step for step in eval_steps if step <= arm.inner.steps),
-        returns_update=returns_update,
+        returns_update=False,
     )
 
 

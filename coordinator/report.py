@@ -134,6 +134,19 @@ def paired_interval(first: NDArray[np.floating], second: NDArray[np.floating], c
     return mean_interval(first.astype(np.float64) - second.astype(np.float64), confidence)
 
 
+def interval_by_step(interval: Interval, steps: Sequence[int]) -> dict[str, dict[str, float]]:
+    """An interval as JSON holds it: {step: {mean, low, high}}."""
+    points = zip(steps, interval.mean, interval.low, interval.high, strict=True)
+    return {
+        str(step): {"mean": float(mean), "low": float(low), "high": float(high)} for step, mean, low, high in points
+    }
+
+
+def intervals_by_step(panel: Panel) -> dict[str, dict[str, dict[str, float]]]:
+    """The mean intervals of all arms of a panel, as `interval_by_step` by arm."""
+    return {arm: interval_by_step(mean_interval(values), panel.steps) for arm, values in panel.arms.items()}
+
+
 def results_table(panels: Sequence[Panel], steps: Sequence[int] | None = None, confidence: float = 0.95) -> Table:
     """Accuracies as a table: one row per arm, one column per step, "0.84 ± 0.03" (half the interval's width).
 

@@ -20,6 +20,17 @@ def shared_image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         os.environ[CACHE_VARIABLE] = before
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread, as workers do."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster(shared_image_cache: None) -> Iterator[None]:
     """A local Ray cluster of two logical CPUs for the whole test run."""

@@ -16,9 +16,9 @@ from common.config import DatasetRef, Split, StudyConfig, TaskFamily
 from common.loading import load
 from common.meta.prior import Prior, initial_prior, with_alpha_of, with_theta_of
 from coordinator import study
-from coordinator.driver import open_session
+from coordinator.driver import Session, open_session
 from coordinator.experiment import Arm, accuracies, compare, fresh_tasks
-from coordinator.report import Panel, mean_interval, paired_interval, results_table
+from coordinator.report import Panel, interval_by_step, intervals_by_step, paired_interval, results_table
 
 STEPS = (1, 5, 10, 20)
 PAIRED_STEPS = (5, 10, 20)
@@ -59,11 +59,11 @@ def all_arms(prior: Prior, config: StudyConfig) -> tuple[list[Arm], list[str]]:
     return arms + from_scratch, [arm.name for arm in from_scratch]
 
 
-def trained_prior(config: StudyConfig, run: Path, session: object) -> Prior:
+def trained_prior(config: StudyConfig, run: Path, session: Session) -> Prior:
     """The prior of a run in `run`, trained there if need be."""
     store = PriorStore(run)
     prior = study.resume(store, config) if store.has_config() else study.begin(store, config)
-    session.train(str(run), config, prior)  # type: ignore[attr-defined]
+    session.train(run, config, prior)
     return store.load()
 
 
@@ -97,29 +97,19 @@ def main() -> None:
     )
     curves["best scratch"] = best
     title = f"{options.target}, {family.num_ways}-way, {len(tasks)} fresh tasks"
-    console.print(results_table([Panel(title, STEPS, curves)]))
-    differences = paired_interval(curves["prior"], best)
-    paired = {}
+    panel = Panel(title, STEPS, curves)
+    console.print(results_table([panel]))
+    paired = interval_by_step(paired_interval(curves["prior"], best), STEPS)
     for step in PAIRED_STEPS:
-        column = STEPS.index(step)
-        values = {side: float(getattr(differences, side)[column]) for side in ("mean", "low", "high")}
-        paired[str(step)] = values
+        values = paired[str(step)]
         span = f"{values['low']:+.3f} to {values['high']:+.3f}"
         console.print(f"prior - best scratch at {step:2d} steps: {values['mean']:+.3f} ({span})")
     at5, at20 = curves["prior"][:, STEPS.index(5)].mean(), best[:, STEPS.index(20)].mean()
     console.print(f"prior at 5 steps {at5:.3f}, best scratch at 20 steps {at20:.3f}")
-    intervals = {name: mean_interval(values) for name, values in curves.items()}
-    by_arm = {
-        name: {
-            str(step): {side: float(getattr(interval, side)[column]) for side in ("mean", "low", "high")}
-            for column, step in enumerate(STEPS)
-        }
-        for name, interval in intervals.items()
-    }
     result = {
         "target": options.target,
-        "paired": paired,
-        "arms": by_arm,
+        "paired": {str(step): paired[str(step)] for step in PAIRED_STEPS},
+        "arms": intervals_by_step(panel),
         "prior_at_5_minus_best_scratch_at_20": float(at5 - at20),
     }
     finish(result, {"meta_seed": options.seed, "task_seed": TASK_SEED}, options.json)

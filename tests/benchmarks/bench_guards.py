@@ -42,7 +42,7 @@ def main() -> None:
                 config = load("demo", [f"seed={seed}", f"rounds={options.rounds}", *VARIANTS[name]], environment={})
                 run = Path(folder) / f"{len(result)}-{seed}"
                 with open_session("bench-guards", config.cluster, None, console) as session:
-                    session.train(str(run), config, study.begin(PriorStore(run), config))
+                    session.train(run, config, study.begin(PriorStore(run), config))
                 last = read_lines(run / "rounds.jsonl")[-1]
                 result.setdefault(name, []).append(last)
                 table.add_row(

@@ -79,6 +79,7 @@ def test_data_list_names_every_source(metasearch: Run) -> None:
         (["train", "smoke", "--run", "RUN/new", "--set", "families.0.data.source=nothing"], 2, ["nothing", "glyphs"]),
         (["train", "smoke", "--run", "RUN/new", "--from-version", "1"], 2, ["--from-version", "--resume"]),
         (["train", "smoke", "--run", "RUN"], 4, ["RUN", "--resume"]),
+        (["demo", "--run", "RUN"], 4, ["started with", "adapt.alpha.lr"]),
         (["train", "--run", "RUN/none", "--resume"], 3, ["holds no study"]),
         (["train", "smoke", "--set", "seed=5", "--run", "RUN", "--resume"], 4, ["seed", "0", "5"]),
         (["train", "--set", "seed=5", "--run", "RUN", "--resume"], 2, ["--set", "--resume"]),
@@ -105,6 +106,7 @@ def test_a_mistake_is_one_line_that_names_it(
         assert word.replace("RUN", str(begun_run)) in error
     assert "Traceback" not in err
     assert not (begun_run / "new").exists(), "a mistake leaves nothing behind"
+    assert PriorStore(begun_run).versions() == [0], "and takes nothing away"
 
 
 def test_a_corrupt_checkpoint_is_refused_and_the_previous_one_offered(metasearch: Run, begun_run: Path) -> None:

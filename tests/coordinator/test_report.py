@@ -21,6 +21,7 @@ from coordinator.report import (
     curves_figure,
     draw_cells,
     draw_curves,
+    intervals_by_step,
     mean_interval,
     paired_interval,
     results_table,
@@ -445,3 +446,15 @@ def test_suffix_chooses_the_format(tmp_path):
     assert "op/reduction/5/1" in (tmp_path / "cells.svg").read_text()
     with pytest.raises(InvalidInputError, match=r"cells\.bmp2"):
         draw_cells(IMAGENET, tmp_path / "cells.bmp2")
+
+
+def test_intervals_by_step_hold_the_numbers_of_the_mean_intervals() -> None:
+    values = np.array([[0.2, 0.5], [0.4, 0.7], [0.6, 0.6]])
+    found = intervals_by_step(Panel("", (1, 5), {"arm": values}))
+    interval = mean_interval(values)
+    assert list(found) == ["arm"] and list(found["arm"]) == ["1", "5"]
+    assert found["arm"]["5"] == {
+        "mean": pytest.approx(0.6),
+        "low": pytest.approx(float(interval.low[1])),
+        "high": pytest.approx(float(interval.high[1])),
+    }

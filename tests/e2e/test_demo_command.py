@@ -38,6 +38,12 @@ def test_demo_leaves_results_that_agree_with_its_tables(tmp_path: Path) -> None:
             assert curve["0"]["mean"] == pytest.approx(0.1), "a fresh classifier of ten classes guesses"
             assert all(0 <= point["low"] <= point["mean"] <= point["high"] <= 1 for point in list(curve.values())[1:])
             assert f"{curve['20']['mean']:.2f} ± " in done.stderr
+    again = metasearch("demo", "--run", str(run), *(part for setting in TINY for part in ("--set", setting)))
+    assert again.returncode == 0, again.stderr
+    assert "trained already" in again.stderr
+    assert json.loads((run / "result.json").read_text())["panels"] == result["panels"], (
+        "nothing in it is left to chance"
+    )
     for name in ("curves.png", "cells.png"):
         with Image.open(run / name) as image:
             assert image.width > 600 and image.height > 200

@@ -34,6 +34,8 @@ from workers.adapt import MinibatchOrder, adapt
 from workers.data.episodes import Episode, load_episode
 from workers.device import ResidentImages
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPS = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 SPACE = SpaceConfig(primitives=OPS, num_nodes=2)
 NETWORK = NetworkConfig(channels=4, cells=("normal", "reduction"), heads={16: 4, 8: 2})
@@ -44,14 +46,6 @@ INNER = InnerConfig(
     alpha=AdamConfig(lr=0.05),
 )
 DATA = DatasetRef(source="digits", unseen_fraction=0.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def task(num_classes: int = 4, image_size: int = 16, task_id: str = "task", **changes: Any) -> LearningTask:

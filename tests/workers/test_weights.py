@@ -10,20 +10,14 @@ from common.meta.params import BoundVector
 from common.streams import stream
 from workers.weights import LocalWeights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BETA = 0.3
 # float32 is what workers use; float64 shows that what is left there is rounding.
 DTYPES = pytest.mark.parametrize(
     ("dtype", "rtol"), [(np.float32, 1e-5), (np.float64, 1e-10)], ids=["float32", "float64"]
 )
 SCALES = pytest.mark.parametrize("scale", ["tensor", "element"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Setup:

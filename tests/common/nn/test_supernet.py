@@ -16,17 +16,11 @@ from common.nn.cell import Mixture
 from common.nn.supernet import Supernet
 from common.space.primitives import PRIMITIVES, PROFILES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOLERANCE = 1e-10
 HARD_STYLES = ("subset", "one_per_edge", "pair_per_node")
 MORE_KINDS = {"early": 1, "down": 2, "late": 1, "narrow": 2}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
