@@ -1,5 +1,4 @@
-"""Artifacts on any fsspec URL: tensors as safetensors, a JSON manifest with their SHA-256, written so that a reader
-never sees half of one. The only place that stores or loads tensors.
+"""Priors in a folder: tensors as safetensors, a JSON manifest with their SHA-256.
 
 A run's folder:
     config.json                    the resolved configuration
@@ -9,24 +8,19 @@ A run's folder:
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from common.config import Frozen, StudyConfig, validate
-from common.errors import ConflictError, CorruptArtifactError, InvalidInputError, NotFoundError, UnavailableError
+from common.errors import ConflictError, CorruptArtifactError, InvalidInputError, NotFoundError
 from common.meta.prior import Prior
+from common.storage import ArtifactFolder
 
 MANIFEST_FORMAT = 1
 
@@ -44,78 +38,6 @@ class PriorManifest(Frozen):
     num_bytes: int
     sha256: str
     """Of the tensor file."""
-
-
-class ArtifactFolder:
-    """A folder on any fsspec URL, or a local path.
-
-    Args:
-        url: for example `runs/demo`, `s3://bucket/run`.
-
-    Raises:
-        UnavailableError: from every method, when the storage refuses.
-    """
-
-    def __init__(self, url: str | Path) -> None:
-        self.url = str(url)
-        self._fs, root = fsspec.core.url_to_fs(self.url)
-        self._root = PurePosixPath(root)
-
-    def path(self, name: str) -> str:
-        """Where `name` is, for messages."""
-        return str(self._root / name)
-
-    def exists(self, name: str) -> bool:
-        """Whether there is a file `name`."""
-        with self._answering("look for", self.path(name)):
-            found: bool = self._fs.exists(self.path(name))
-        return found
-
-    def write(self, name: str, data: bytes) -> None:
-        """Creates or replaces a file; readers see the old or the new content, never a part."""
-        path = self.path(name)
-        with self._answering("write", path):
-            if isinstance(self._fs, LocalFileSystem):
-                _write_local(Path(path), data)
-            else:
-                self._fs.pipe_file(path, data)  # object stores publish an object when its upload completes
-
-    def read(self, name: str) -> bytes:
-        """The content of a file.
-
-        Raises:
-            NotFoundError: there is none.
-        """
-        path = self.path(name)
-        with self._answering("read", path):
-            try:
-                data: bytes = self._fs.cat_file(path)
-            except FileNotFoundError:
-                raise NotFoundError(f"there is no file {path}") from None
-        return data
-
-    def names(self, folder: str, suffix: str) -> list[str]:
-        """Names of the files in `folder` that end in `suffix`, sorted, without folder and suffix."""
-        with self._answering("list", self.path(folder)):
-            try:
-                entries = self._fs.ls(self.path(folder), detail=False)
-            except FileNotFoundError:
-                return []
-        files = (PurePosixPath(entry).name for entry in entries)
-        return sorted(name.removesuffix(suffix) for name in files if name.endswith(suffix))
-
-    def remove(self, name: str) -> None:
-        """Removes a file if it is there."""
-        if self.exists(name):
-            with self._answering("remove", self.path(name)):
-                self._fs.rm_file(self.path(name))
-
-    @contextmanager
-    def _answering(self, action: str, path: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UnavailableError(f"cannot {action} {path}: {error}; check space and permissions") from error
 
 
 class PriorStore:
@@ -155,20 +77,8 @@ class PriorStore:
         return [int(name) for name in self.folder.names(self._FOLDER, ".json") if name.isdecimal()]
 
     def save(self, prior: Prior) -> PriorManifest:
-        """Stores a version; the tensors first, then the manifest that makes it exist."""
-        data = save_tensors({name: np.ascontiguousarray(vector) for name, vector in prior.vectors.items()})
-        manifest = PriorManifest(
-            format=MANIFEST_FORMAT,
-            version=prior.version,
-            tau=prior.tau.hex(),
-            alpha_stopped=prior.alpha_stopped,
-            digest=prior.digest(),
-            num_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-        )
-        self.folder.write(self._tensors(prior.version), data)
-        self.folder.write(self._manifest(prior.version), manifest.model_dump_json(indent=2).encode())
-        return manifest
+        """Stores a version; see `save_prior`."""
+        return save_prior(self.folder, self._stem(prior.version), prior)
 
     def load(self, version: int | None = None) -> Prior:
         """A version of the prior, the latest where none is named.
@@ -196,39 +106,15 @@ class PriorStore:
     def prune(self, keep_last: int) -> None:
         """Removes all but the last versions, manifests first."""
         for version in self.versions()[:-keep_last]:
-            self.folder.remove(self._manifest(version))
-            self.folder.remove(self._tensors(version))
+            self._remove(version)
 
     def discard_after(self, version: int) -> None:
         """Removes all versions above `version`."""
         for later in [found for found in self.versions() if found > version]:
-            self.folder.remove(self._manifest(later))
-            self.folder.remove(self._tensors(later))
+            self._remove(later)
 
     def _load(self, version: int) -> Prior:
-        try:
-            manifest = PriorManifest.model_validate_json(self.folder.read(self._manifest(version)))
-        except ValidationError:
-            raise CorruptArtifactError(f"{self.folder.path(self._manifest(version))} is not a manifest") from None
-        path = self.folder.path(self._tensors(version))
-        if manifest.format != MANIFEST_FORMAT:
-            raise CorruptArtifactError(f"{path} has format {manifest.format}, this program reads {MANIFEST_FORMAT}")
-        try:
-            data = self.folder.read(self._tensors(version))
-        except NotFoundError:
-            raise CorruptArtifactError(f"{path} is missing") from None
-        if len(data) != manifest.num_bytes:
-            raise CorruptArtifactError(f"{path} has {len(data)} bytes, its manifest says {manifest.num_bytes}")
-        if hashlib.sha256(data).hexdigest() != manifest.sha256:
-            raise CorruptArtifactError(f"{path} does not have the SHA-256 of its manifest")
-        try:
-            vectors = load_tensors(data)
-            prior = Prior(manifest.version, float.fromhex(manifest.tau), vectors, manifest.alpha_stopped)
-        except (SafetensorError, ValueError, OverflowError) as error:
-            raise CorruptArtifactError(f"{path}: {error}") from None
-        if manifest.version != version or prior.digest() != manifest.digest:
-            raise CorruptArtifactError(f"{self.folder.path(self._manifest(version))} was altered")
-        return prior
+        return load_prior(self.folder, self._stem(version), version)
 
     def _newest_intact(self, before: int) -> int | None:
         for version in reversed([found for found in self.versions() if found < before]):
@@ -239,11 +125,66 @@ class PriorStore:
             return version
         return None
 
-    def _tensors(self, version: int) -> str:
-        return f"{self._FOLDER}/{version:08d}.safetensors"
+    def _remove(self, version: int) -> None:
+        remove_prior(self.folder, self._stem(version))
 
-    def _manifest(self, version: int) -> str:
-        return f"{self._FOLDER}/{version:08d}.json"
+    def _stem(self, version: int) -> str:
+        return f"{self._FOLDER}/{version:08d}"
+
+
+def save_prior(folder: ArtifactFolder, stem: str, prior: Prior) -> PriorManifest:
+    """Stores a prior as `stem`.safetensors, then `stem`.json, the manifest that makes it exist."""
+    data = save_tensors({name: np.ascontiguousarray(vector) for name, vector in prior.vectors.items()})
+    manifest = PriorManifest(
+        format=MANIFEST_FORMAT,
+        version=prior.version,
+        tau=prior.tau.hex(),
+        alpha_stopped=prior.alpha_stopped,
+        digest=prior.digest(),
+        num_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    folder.write(f"{stem}.safetensors", data)
+    folder.write(f"{stem}.json", manifest.model_dump_json(indent=2).encode())
+    return manifest
+
+
+def load_prior(folder: ArtifactFolder, stem: str, version: int) -> Prior:
+    """The prior that `save_prior` stored.
+
+    Raises:
+        NotFoundError: there is no manifest of that name.
+        CorruptArtifactError: tensors or manifest are truncated or altered, or of another version.
+    """
+    manifest_path, path = folder.path(f"{stem}.json"), folder.path(f"{stem}.safetensors")
+    try:
+        manifest = PriorManifest.model_validate_json(folder.read(f"{stem}.json"))
+    except ValidationError:
+        raise CorruptArtifactError(f"{manifest_path} is not a manifest") from None
+    if manifest.format != MANIFEST_FORMAT:
+        raise CorruptArtifactError(f"{path} has format {manifest.format}, this program reads {MANIFEST_FORMAT}")
+    try:
+        data = folder.read(f"{stem}.safetensors")
+    except NotFoundError:
+        raise CorruptArtifactError(f"{path} is missing") from None
+    if len(data) != manifest.num_bytes:
+        raise CorruptArtifactError(f"{path} has {len(data)} bytes, its manifest says {manifest.num_bytes}")
+    if hashlib.sha256(data).hexdigest() != manifest.sha256:
+        raise CorruptArtifactError(f"{path} does not have the SHA-256 of its manifest")
+    try:
+        vectors = load_tensors(data)
+        prior = Prior(manifest.version, float.fromhex(manifest.tau), vectors, manifest.alpha_stopped)
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise CorruptArtifactError(f"{path}: {error}") from None
+    if manifest.version != version or prior.digest() != manifest.digest:
+        raise CorruptArtifactError(f"{manifest_path} was altered")
+    return prior
+
+
+def remove_prior(folder: ArtifactFolder, stem: str) -> None:
+    """Removes a prior, the manifest first, if it is there."""
+    folder.remove(f"{stem}.json")
+    folder.remove(f"{stem}.safetensors")
 
 
 def check_same_config(stored: StudyConfig, given: StudyConfig) -> None:
@@ -273,25 +214,6 @@ def _first_difference(stored: Any, given: Any, where: str) -> tuple[str, Any, An
                 return found
         return None
     return None if stored == given else (where, stored, given)
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)  # gone once renamed; whatever interrupts, nothing half-written stays
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name survives a power loss too
-    finally:
-        os.close(folder)
 
 
 def _ranges(versions: list[int]) -> str:

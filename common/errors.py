@@ -4,7 +4,11 @@ MetaSearchError
  ├── InvalidInputError     what the caller passed is wrong; the message names the field, the value and the remedy
  ├── NotFoundError         a named thing does not exist
  ├── ConflictError         right in itself, but not in the present state (another version, an existing run)
+ │    └── AlreadyExistsError   something else goes by that name
  ├── UnavailableError      a resource is missing or did not answer; trying again later may succeed
+ │    └── QuotaError           a tenant's limit is reached
+ ├── UnauthenticatedError  no valid token came with a call
+ ├── ForbiddenError        the token's role does not allow the call
  ├── AdaptationError       a learning task could not be adapted to (diverged, ran out of memory, killed too often)
  └── CorruptArtifactError  a stored artifact is truncated or altered
 """
@@ -36,10 +40,30 @@ class ConflictError(MetaSearchError):
     exit_code = 4
 
 
+class AlreadyExistsError(ConflictError):
+    """Something else goes by that name or request id."""
+
+
 class UnavailableError(MetaSearchError):
     """A resource is missing or did not answer."""
 
     exit_code = 5
+
+
+class QuotaError(UnavailableError):
+    """A tenant's limit is reached; trying again later may succeed."""
+
+
+class UnauthenticatedError(MetaSearchError):
+    """No valid token came with a call."""
+
+    exit_code = 8
+
+
+class ForbiddenError(MetaSearchError):
+    """The token's role does not allow the call."""
+
+    exit_code = 8
 
 
 class AdaptationError(MetaSearchError):

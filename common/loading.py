@@ -47,12 +47,32 @@ def load(
         if name.startswith(ENVIRONMENT_PREFIX):
             path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
             _assign(tree, path, _parse_value(text), origin=name)
+    apply_overrides(tree, overrides)
+    return validate(tree)
+
+
+def preset_tree(name: str) -> dict[str, Any]:
+    """The plain values of a preset.
+
+    Raises:
+        NotFoundError: there is no preset of that name.
+    """
+    if name not in preset_names():
+        raise NotFoundError(f"no preset {name!r}; presets are {', '.join(preset_names())}")
+    return _read(name)
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Changes fields of plain values in place: `a.b=value`, as `load` takes them.
+
+    Raises:
+        InvalidInputError: an override has no `=`, or names no field.
+    """
     for override in overrides:
         path_text, separator, text = override.partition("=")
         if not separator or not path_text:
             raise InvalidInputError(f"--set takes FIELD=VALUE, for example inner.steps=5, got {override!r}")
         _assign(tree, path_text.strip().split("."), _parse_value(text.strip()), origin=f"--set {override}")
-    return validate(tree)
 
 
 def _read(preset_or_file: str | Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from common.errors import (
 )
 from common.loading import load, preset_names
 from common.space.genotype import DerivationRule
+from common.tasks import validate_choice
+from coordinator import service_cli
 
 # Heavy imports (torch, Ray, matplotlib) wait until a command needs them, so that --help answers at once.
 
@@ -40,6 +42,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them, prepare large ones.")
 app.add_typer(data_app, name="data")
+service_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
 
@@ -176,10 +179,12 @@ def adapt(
     """
     from typing import get_args
 
-    from coordinator.adaptation import TaskChoice, evaluation_steps, store_result, task_of
+    from coordinator.adaptation import store_result
     from coordinator.driver import open_session
     from coordinator.experiment import Arm, adapt_request
+    from workers.data.choice import task_of
     from workers.data.sources import SOURCES
+    from workers.job import TASK_ID, evaluation_steps
 
     if rule not in get_args(DerivationRule):
         raise InvalidInputError(f"--derive must be one of {', '.join(get_args(DerivationRule))}, got {rule!r}")
@@ -194,10 +199,17 @@ def adapt(
         # An absolute path means the same to workers on other machines, where the folder is shared.
         source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
         reference = DatasetRef(source=source, root=root)
-    choice = TaskChoice(
-        reference, _classes(classes), image_size or config.families[0].image_size, train_per_class, test_per_class, seed
+    choice = validate_choice(
+        {
+            "data": reference,
+            "classes": _classes(classes),
+            "image_size": config.families[0].image_size if image_size is None else image_size,
+            "train_per_class": train_per_class,
+            "test_per_class": test_per_class,
+            "seed": seed,
+        }
     )
-    task = task_of(choice, config)
+    task = task_of(choice, config, TASK_ID)
     inner = config.adapt if steps is None else config.adapt.model_copy(update={"steps": steps})
     request = adapt_request(task, Arm("adapt", prior, inner), config, evaluation_steps(inner.steps))
     cluster = config.cluster.model_copy(update={"num_workers": 1})
@@ -321,3 +333,7 @@ def _curve_table(evaluations: Any) -> Table:
     for evaluation in evaluations:
         table.add_row(str(evaluation.step), f"{evaluation.accuracy:.3f}", f"{evaluation.loss:.3f}")
     return table
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,8 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from common.artifacts import ArtifactFolder
 from common.errors import MetaSearchError
+from common.storage import ArtifactFolder
 from coordinator.cluster import connect, disconnect
 from workers.data.glyphs import FACES
 

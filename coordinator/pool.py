@@ -1,7 +1,7 @@
-"""The executor over Ray worker actors: placement, two requests in flight per worker, retry, replacement."""
+"""Ray worker actors: placement, two calls in flight per worker, replacement of those that die or hang."""
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from common.config import ClusterConfig
-from common.errors import AdaptationError
-from common.messages import AdaptRequest, AdaptResult
+from common.errors import AdaptationError, MetaSearchError
+from common.messages import AdaptRequest, AdaptResult, JobRequest
 from common.meta.prior import Prior
 from coordinator.cluster import cause_of
 from workers.actor import STATUS_GROUP, SearchWorker, WorkerStatus
@@ -19,6 +19,32 @@ from workers.actor import STATUS_GROUP, SearchWorker, WorkerStatus
 MAX_IN_FLIGHT = 2
 _POLL_S = 1.0
 _STATUS_TIMEOUT_S = 2.0
+_KEPT_PRIORS = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call.
+
+    Attributes:
+        key: of the call.
+        result: what it returned, None if it did not.
+        error: what it raised on purpose; another attempt would raise it again, unless a resource was missing.
+        lost: why its worker had to be replaced; the call may run again.
+    """
+
+    key: str
+    result: Any = None
+    error: MetaSearchError | None = None
+    lost: str = ""
+
+
+@dataclass(frozen=True)
+class _Call:
+    key: str
+    method: str
+    request: Any
+    prior: Prior
 
 
 @dataclass
@@ -27,15 +53,15 @@ class _Worker:
 
     name: str
     handle: Any
-    in_flight: deque[tuple[Any, AdaptRequest]] = field(default_factory=deque)
+    in_flight: deque[tuple[Any, _Call]] = field(default_factory=deque)
     head_since_s: float = 0.0
 
 
 class RayPool:
-    """See `coordinator.rounds.Executor`. Results do not depend on the number of workers.
+    """Worker actors and what waits for them. Results do not depend on the number of workers.
 
-    A worker that dies, or that spends longer than `task_timeout_s` on one task, is replaced, and what it was given
-    runs again elsewhere; only the task that it was working on has used up an attempt.
+    A worker that dies, or that spends longer than `task_timeout_s` on one call, is replaced. The call that it was
+    working on is lost; the ones behind it run elsewhere.
 
     Args:
         name: prefix of the workers' names in the dashboard.
@@ -60,7 +86,7 @@ class RayPool:
         worker_class: type = SearchWorker,
     ) -> None:
         self._name = name
-        self._gpus_per_worker = gpus_per_worker
+        self.gpus_per_worker = gpus_per_worker
         self._config = config
         self._now_s = now_s
         self._logger = logger
@@ -68,35 +94,92 @@ class RayPool:
         self._actor_class: Any = ray.remote(concurrency_groups={STATUS_GROUP: 1}, max_restarts=0)(worker_class)  # type: ignore[call-overload]
         self._num_started = 0
         self._num_replaced = 0
-        self._prior_ref: tuple[str, Any] | None = None
+        self._prior_refs: OrderedDict[str, Any] = OrderedDict()
+        self._waiting: deque[_Call] = deque()
         self._workers = [self._start_worker() for _ in range(num_workers)]
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that it holds."""
+        return len(self._workers)
 
     @property
     def num_replaced(self) -> int:
         """Workers that had to be replaced so far."""
         return self._num_replaced
 
+    @property
+    def num_pending(self) -> int:
+        """Calls that were submitted and have no outcome yet."""
+        return len(self._waiting) + sum(len(worker.in_flight) for worker in self._workers)
+
+    def submit(self, key: str, request: AdaptRequest | JobRequest, prior: Prior) -> None:
+        """Queues a call: to adapt, or to run a whole job. `key` names its outcome."""
+        method = "run_job" if isinstance(request, JobRequest) else "adapt"
+        self._waiting.append(_Call(key, method, request, prior))
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        """Hands out what waits, and returns what has ended; after `timeout_s` at the latest."""
+        self._fill()
+        busy = [worker for worker in self._workers if worker.in_flight]
+        if not busy:
+            return []
+        heads = {worker.in_flight[0][0]: worker for worker in busy}
+        ready, _ = ray.wait(list(heads), num_returns=1, timeout=timeout_s)
+        outcomes = [self._outcome(heads[ref], ref) for ref in ready]
+        for worker in busy:
+            if worker.in_flight and self._now_s() - worker.head_since_s > self._config.task_timeout_s:
+                reason = f"gave no result for {self._config.task_timeout_s:g} s"
+                outcomes.append(self._replace(worker, reason))
+        self._fill()
+        return outcomes
+
+    def abandon(self, key: str) -> None:
+        """Forgets a call. A worker at work on it cannot be told to stop, so it is replaced."""
+        self._waiting = deque(call for call in self._waiting if call.key != key)
+        for worker in list(self._workers):
+            if worker.in_flight and worker.in_flight[0][1].key == key:
+                self._logger.info("%s is replaced: %s was given up", worker.name, key)
+                self._swap(worker)
+            else:
+                # Called off before it starts; if it is too late, its result is dropped.
+                for position, (ref, call) in enumerate(worker.in_flight):
+                    if call.key == key:
+                        ray.cancel(ref)
+                        del worker.in_flight[position]
+                        break
+
     def run(self, prior: Prior, requests: Sequence[AdaptRequest]) -> Generator[AdaptResult, None, None]:
-        """Yields results as they come.
+        """Yields results as they come; see `coordinator.rounds.Executor`. Not while other calls are pending.
 
         Raises:
             AdaptationError: a task was started `max_attempts` times without a result.
             MetaSearchError: what a task raised on purpose; another attempt would raise it again.
         """
-        prior_ref = self._put(prior)
-        waiting = deque(requests)
-        attempts = {request.task.task_id: 0 for request in requests}
+        by_id = {request.task.task_id: request for request in requests}
+        attempts = dict.fromkeys(by_id, 0)
+        for task_id, request in by_id.items():
+            self.submit(task_id, request, prior)
         try:
-            while not self._should_stop() and (waiting or any(worker.in_flight for worker in self._workers)):
-                self._fill(waiting, prior_ref)
-                yield from self._collect(waiting, attempts)
+            while not self._should_stop() and self.num_pending:
+                for outcome in self.poll(_POLL_S):
+                    if outcome.error is not None:
+                        raise type(outcome.error)(f"task {outcome.key}: {outcome.error}") from outcome.error
+                    if outcome.lost:
+                        attempts[outcome.key] += 1
+                        if attempts[outcome.key] >= self._config.max_attempts:
+                            raise AdaptationError(exhausted(outcome, attempts[outcome.key]))
+                        # To the front: the round waits for it.
+                        self._waiting.appendleft(_Call(outcome.key, "adapt", by_id[outcome.key], prior))
+                        continue
+                    yield outcome.result
         finally:
-            self._give_up()
+            self.give_up()
 
-    def status(self) -> list[WorkerStatus]:
+    def status(self, timeout_s: float = _STATUS_TIMEOUT_S) -> list[WorkerStatus]:
         """What the workers that answer are doing."""
         refs = [worker.handle.status.remote() for worker in list(self._workers)]
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=_STATUS_TIMEOUT_S)
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         found = []
         for ref in ready:
             try:
@@ -104,6 +187,14 @@ class RayPool:
             except RayActorError:
                 continue
         return found
+
+    def give_up(self) -> None:
+        """Forgets all calls."""
+        self._waiting.clear()
+        for worker in list(self._workers):
+            if worker.in_flight:
+                self._swap(worker)
+        self._waiting.clear()
 
     def close(self) -> None:
         """Ends all workers."""
@@ -114,70 +205,64 @@ class RayPool:
     def _start_worker(self) -> _Worker:
         name = f"{self._name}/worker-{self._num_started}"
         self._num_started += 1
-        options = {"name": name, "num_cpus": 1, "num_gpus": self._gpus_per_worker}
+        options = {"name": name, "num_cpus": 1, "num_gpus": self.gpus_per_worker}
         return _Worker(name, self._actor_class.options(**options).remote(name))
 
     def _put(self, prior: Prior) -> Any:
         """The prior in the object store, once per version."""
         digest = prior.digest()
-        if self._prior_ref is None or self._prior_ref[0] != digest:
-            self._prior_ref = (digest, ray.put(prior))
-        return self._prior_ref[1]
+        if digest not in self._prior_refs:
+            self._prior_refs[digest] = ray.put(prior)
+            while len(self._prior_refs) > _KEPT_PRIORS:
+                self._prior_refs.popitem(last=False)
+        self._prior_refs.move_to_end(digest)
+        return self._prior_refs[digest]
 
-    def _fill(self, waiting: deque[AdaptRequest], prior_ref: Any) -> None:
-        """Hands out tasks, to the least busy worker first."""
-        while waiting:
+    def _fill(self) -> None:
+        """Hands out calls, to the least busy worker first."""
+        while self._waiting:
             worker = min(self._workers, key=lambda worker: len(worker.in_flight))
             if len(worker.in_flight) >= MAX_IN_FLIGHT:
                 return
-            request = waiting.popleft()
+            call = self._waiting.popleft()
             if not worker.in_flight:
                 worker.head_since_s = self._now_s()
-            worker.in_flight.append((worker.handle.adapt.remote(request, prior_ref), request))
+            ref = getattr(worker.handle, call.method).remote(call.request, self._put(call.prior))
+            worker.in_flight.append((ref, call))
 
-    def _collect(self, waiting: deque[AdaptRequest], attempts: dict[str, int]) -> Generator[AdaptResult, None, None]:
-        """Yields what is finished; replaces workers that are dead or hang."""
-        busy = [worker for worker in self._workers if worker.in_flight]
-        heads = {worker.in_flight[0][0]: worker for worker in busy}
-        ready, _ = ray.wait(list(heads), num_returns=1, timeout=_POLL_S)
-        for ref in ready:
-            worker = heads[ref]
-            try:
-                result: AdaptResult = ray.get(ref)
-            except RayTaskError as error:
-                cause = cause_of(error)
-                raise type(cause)(f"task {worker.in_flight[0][1].task.task_id}: {cause}") from error
-            except RayError:
-                # Its process is gone, or its result is: both run again elsewhere.
-                self._replace(worker, "died", waiting, attempts)
-                continue
-            worker.in_flight.popleft()
-            worker.head_since_s = self._now_s()
-            yield result
-        for worker in busy:
-            if worker.in_flight and self._now_s() - worker.head_since_s > self._config.task_timeout_s:
-                reason = f"gave no result for {self._config.task_timeout_s:g} s"
-                self._replace(worker, reason, waiting, attempts)
+    def _outcome(self, worker: _Worker, ref: Any) -> Outcome:
+        try:
+            result = ray.get(ref)
+        except RayTaskError as error:
+            outcome = Outcome(worker.in_flight[0][1].key, error=cause_of(error))
+        except RayError:
+            # Its process is gone, or its result is.
+            return self._replace(worker, "died")
+        else:
+            outcome = Outcome(worker.in_flight[0][1].key, result)
+        worker.in_flight.popleft()
+        worker.head_since_s = self._now_s()
+        return outcome
 
-    def _replace(self, worker: _Worker, reason: str, waiting: deque[AdaptRequest], attempts: dict[str, int]) -> None:
-        """A new worker in place of one, whose tasks go back to the front of the queue."""
-        task_id = worker.in_flight[0][1].task.task_id
-        attempts[task_id] += 1
-        self._logger.warning("%s %s at task %s; replacing it", worker.name, reason, task_id)
+    def _replace(self, worker: _Worker, reason: str) -> Outcome:
+        """A new worker in place of one; the call at hand is lost."""
+        _, call = worker.in_flight[0]
+        self._logger.warning("%s %s at task %s; replacing it", worker.name, reason, call.key)
+        self._num_replaced += 1
+        self._swap(worker)
+        return Outcome(call.key, lost=f"the worker {reason}")
+
+    def _swap(self, worker: _Worker) -> None:
+        """A new worker; the calls that the old one had not begun go to the front of the queue."""
         ray.kill(worker.handle)
-        waiting.extendleft(request for _, request in reversed(worker.in_flight))
+        self._waiting.extendleft(call for _, call in reversed(list(worker.in_flight)[1:]))
         worker.in_flight.clear()
         self._workers[self._workers.index(worker)] = self._start_worker()
-        self._num_replaced += 1
-        if attempts[task_id] >= self._config.max_attempts:
-            raise AdaptationError(
-                f"task {task_id} was started {attempts[task_id]} times without a result; the last worker {reason}. "
-                "Look at memory and the worker's log in the Ray dashboard, or raise cluster.max_attempts"
-            )
 
-    def _give_up(self) -> None:
-        """Forgets what is still in flight. A worker at work on it cannot be told to stop, so it is replaced."""
-        for index, worker in enumerate(self._workers):
-            if worker.in_flight:
-                ray.kill(worker.handle)
-                self._workers[index] = self._start_worker()
+
+def exhausted(outcome: Outcome, attempts: int) -> str:
+    """What to say of a task that was started too often."""
+    return (
+        f"task {outcome.key} was started {attempts} times without a result; the last time {outcome.lost}. "
+        "Look at memory and the worker's log in the Ray dashboard, or raise cluster.max_attempts"
+    )

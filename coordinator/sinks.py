@@ -8,7 +8,7 @@ from pathlib import Path
 from ray.util.metrics import Gauge
 from tensorboardX import SummaryWriter
 
-from common.artifacts import ArtifactFolder
+from common.storage import ArtifactFolder
 from common.telemetry import ROUND_METRICS, metric_name
 
 

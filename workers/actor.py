@@ -2,13 +2,16 @@
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
 
-from common.messages import AdaptRequest, AdaptResult
+from common.messages import AdaptRequest, AdaptResult, Interim, JobRequest, JobResult
 from common.meta.prior import Prior
 from workers.device import choose_device
+from workers.job import run_job
 from workers.runner import TaskRunner
 
 STATUS_GROUP = "status"
@@ -22,8 +25,9 @@ class WorkerStatus:
         name: of the worker.
         pid: of its process.
         device: that it computes on.
-        task_id: of the task at hand, None while idle.
+        task_id: of the task or job at hand, None while idle.
         steps_done: inner steps of that task.
+        interim: best found so far, for a job.
     """
 
     name: str
@@ -31,6 +35,7 @@ class WorkerStatus:
     device: str
     task_id: str | None
     steps_done: int
+    interim: Interim | None = None
 
 
 class SearchWorker:
@@ -42,24 +47,42 @@ class SearchWorker:
         self._lock = threading.Lock()
         self._task_id: str | None = None
         self._steps_done = 0
+        self._interim: Interim | None = None
 
     def adapt(self, request: AdaptRequest, prior: Prior) -> AdaptResult:
         """Adapts the prior to one task."""
-        self._report(request.task.task_id, 0)
-        try:
-            return self._runner.run(prior, request, lambda step: self._report(request.task.task_id, step))
-        finally:
-            self._report(None, 0)
+        with self._at_work_on(request.task.task_id):
+            return self._runner.run(prior, request, self._note_step)
+
+    def run_job(self, request: JobRequest, prior: Prior) -> JobResult:
+        """Does all of a job; see `workers.job.run_job`."""
+        with self._at_work_on(request.job_id):
+            return run_job(self._runner, prior, request, self._note_step, self._note_interim)
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def status(self) -> WorkerStatus:
         """What the worker is doing right now."""
         with self._lock:
-            return WorkerStatus(self._name, os.getpid(), str(self._runner.device), self._task_id, self._steps_done)
+            device = str(self._runner.device)
+            return WorkerStatus(self._name, os.getpid(), device, self._task_id, self._steps_done, self._interim)
 
-    def _report(self, task_id: str | None, steps_done: int) -> None:
+    @contextmanager
+    def _at_work_on(self, task_id: str) -> Iterator[None]:
         with self._lock:
-            self._task_id, self._steps_done = task_id, steps_done
+            self._task_id = task_id
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._task_id, self._steps_done, self._interim = None, 0, None
+
+    def _note_step(self, steps_done: int) -> None:
+        with self._lock:
+            self._steps_done = steps_done
+
+    def _note_interim(self, interim: Interim) -> None:
+        with self._lock:
+            self._interim = interim
 
     def __repr__(self) -> str:
         return f"SearchWorker({self._name}, {self._runner.device})"

@@ -6,7 +6,7 @@ and the supernet that is passed in is scratch memory.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,12 @@ from workers.weights import LocalWeights
 # Test images that share their batch statistics; larger test sets are cut into equal parts.
 EVALUATION_BATCH = 512
 
+# Names of the classifier in `AdaptResult.weights`.
+CLASSIFIER_WEIGHT = "classifier/weight"
+CLASSIFIER_BIAS = "classifier/bias"
+
+OnEvaluation = Callable[[Evaluation, Mapping[str, NDArray[np.float64]]], None]
+
 
 def adapt(
     prior: Prior,
@@ -39,6 +45,7 @@ def adapt(
     episode: Episode,
     supernet: Supernet,
     on_step: Callable[[int], None] = lambda step: None,
+    on_evaluation: OnEvaluation = lambda evaluation, probabilities: None,
 ) -> AdaptResult:
     """Adapts a local copy of the prior to one task.
 
@@ -48,6 +55,7 @@ def adapt(
         episode: the task's images.
         supernet: of the request's search space and network, on the device to compute on; its weights are overwritten.
         on_step: called with the number of steps done, after each.
+        on_evaluation: called at each evaluation, with the architecture posterior of that moment by kind of cell.
 
     Raises:
         ConflictError: the prior is not the version that the request names.
@@ -65,6 +73,7 @@ def adapt(
     for step in range(request.inner.steps + 1):
         if step in request.eval_steps:
             evaluations.append(loop.evaluate(step))
+            on_evaluation(evaluations[-1], loop.probabilities())
         if step < request.inner.steps:
             started_s = time.perf_counter()
             losses.append(loop.step_(step))
@@ -81,6 +90,8 @@ def adapt(
         evaluations=tuple(evaluations),
         adapt_s=adapt_s,
         images_per_s=num_images / adapt_s,
+        batch_size=loop.batches.batch_size,
+        weights=loop.local_state() if request.returns_weights else None,
     )
 
 
@@ -274,3 +285,12 @@ class _InnerLoop:
             alpha=self.alpha.detach().reshape(-1).cpu().numpy(),
             log_sigma={name: scale for name, scale in scales.items() if scale is not None},
         )
+
+    def local_state(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of all that was learnt, by name; see `AdaptResult.weights`."""
+        named = dict(zip(self.weight_names, self.weights, strict=True))
+        tensors = {name: local.mean for name, local in named.items()}
+        tensors |= {LOG_SIGMA_PREFIX + name: local.log_s for name, local in named.items() if local.log_s is not None}
+        tensors[ALPHA] = self.alpha.reshape(-1)
+        tensors[CLASSIFIER_WEIGHT], tensors[CLASSIFIER_BIAS] = self.classifier.weight, self.classifier.bias
+        return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}

@@ -1,16 +1,24 @@
 """Runs adaptation requests one after the other, keeping what is worth keeping between them: a warm supernet."""
 
+import gc
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from common.config import NetworkConfig, SpaceConfig
+from common.errors import AdaptationError
 from common.messages import AdaptRequest, AdaptResult
 from common.meta.prior import Prior
 from common.nn.supernet import Supernet, build_supernet
-from workers.adapt import adapt
-from workers.data.episodes import load_episode
+from workers.adapt import OnEvaluation, adapt
+from workers.data.episodes import Episode, load_episode
 from workers.device import use_single_thread
+
+MIN_BATCH_SIZE = 2
+
+_logger = logging.getLogger(__name__)
 
 
 class TaskRunner:
@@ -25,16 +33,70 @@ class TaskRunner:
         self._warm: tuple[SpaceConfig, NetworkConfig, Supernet] | None = None
 
     def run(
-        self, prior: Prior, request: AdaptRequest, on_step: Callable[[int], None] = lambda step: None
+        self,
+        prior: Prior,
+        request: AdaptRequest,
+        on_step: Callable[[int], None] = lambda step: None,
+        on_evaluation: OnEvaluation = lambda evaluation, probabilities: None,
     ) -> AdaptResult:
-        """Loads the task's images and adapts to them; see `workers.adapt.adapt`."""
+        """Loads the task's images and adapts to them; see `workers.adapt.adapt`.
+
+        Where memory runs out, the task starts again with half the batch size, and the result says which one it was.
+
+        Raises:
+            AdaptationError: memory does not even suffice for batches of two images.
+        """
         # Here, not at construction: the setting belongs to the calling thread.
         use_single_thread()
         episode = load_episode(request.task)
-        return adapt(prior, request, episode, self._supernet(request.space, request.network), on_step)
+        batch_size = min(request.inner.batch_size, len(episode.train_images))
+        while True:
+            fitting = replace(request, inner=request.inner.model_copy(update={"batch_size": batch_size}))
+            result = self._adapt_if_memory_suffices(prior, fitting, episode, on_step, on_evaluation)
+            if result is not None:
+                return result
+            if batch_size <= MIN_BATCH_SIZE:
+                raise AdaptationError(
+                    f"task {request.task.task_id}: {self.device} runs out of memory even with batches of {batch_size} "
+                    f"images; lower network.channels, image_size (now {request.task.image_size}) or the number of "
+                    "workers per device"
+                )
+            halved = max(batch_size // 2, MIN_BATCH_SIZE)
+            _logger.warning(
+                "task %s: out of memory with a batch size of %d; starting again with %d",
+                request.task.task_id,
+                batch_size,
+                halved,
+            )
+            batch_size = halved
+
+    def _adapt_if_memory_suffices(
+        self,
+        prior: Prior,
+        request: AdaptRequest,
+        episode: Episode,
+        on_step: Callable[[int], None],
+        on_evaluation: OnEvaluation,
+    ) -> AdaptResult | None:
+        try:
+            supernet = self._supernet(request.space, request.network)
+            return adapt(prior, request, episode, supernet, on_step, on_evaluation)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Only now is the traceback gone, and with it what it held on to.
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _supernet(self, space: SpaceConfig, network: NetworkConfig) -> Supernet:
         if self._warm is None or self._warm[:2] != (space, network):
             supernet = build_supernet(space, network, seed=0).to(self.device)
             self._warm = (space, network, supernet)
         return self._warm[2]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

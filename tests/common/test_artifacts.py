@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from reference.priors import smoke_config, tiny_config, tiny_prior
 
-from common.artifacts import ArtifactFolder, PriorStore, check_same_config
+from common.artifacts import PriorStore, check_same_config
 from common.config import StudyConfig
 from common.errors import ConflictError, CorruptArtifactError, NotFoundError, UnavailableError
 from common.meta.prior import ALPHA, initial_prior
+from common.storage import ArtifactFolder
 
 
 @pytest.fixture(params=["folder", "memory"])

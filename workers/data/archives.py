@@ -88,6 +88,47 @@ def read_archive(path: Path, image_size: int, limits: ArchiveLimits = DEFAULT_LI
     return _sorted_classes(decoded, 3 if colour else 1)
 
 
+def check_archive(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> None:
+    """Looks at what an archive or npz file says it holds; decodes no image.
+
+    Raises:
+        InvalidInputError: broken, too large, fewer than two classes; a link, a device, pickled objects, a path outside.
+    """
+    try:
+        if path.name.lower().endswith(".npz"):
+            _check_npz(path, limits)
+            return
+        with closing(_open(path)) as archive:
+            classes = set(assign_classes(_checked(archive.members(), path, limits), path).values())
+    except _BROKEN as error:
+        raise InvalidInputError(f"{path} is not a readable archive ({error}); pack it again") from None
+    if len(classes) < 2:
+        raise InvalidInputError(f"{path} has {len(classes)} folders of images; it has one for each class, at least 2")
+
+
+def _check_npz(path: Path, limits: ArchiveLimits) -> None:
+    with zipfile.ZipFile(path) as archive:
+        total = sum(info.file_size for info in archive.infolist())
+        if total > limits.max_total_bytes:
+            raise InvalidInputError(f"{path} unpacks to {total} bytes, at most {limits.max_total_bytes} are read")
+        for key in ("images", "labels"):
+            if f"{key}.npy" not in archive.namelist():
+                raise InvalidInputError(
+                    f"{path} has no array {key!r}; save it with numpy.savez(path, images=..., labels=...)"
+                )
+            with archive.open(f"{key}.npy") as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+            if dtype.hasobject:
+                raise InvalidInputError(f"{path}: array {key!r} holds pickled objects; save plain numbers or text")
+            promised = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
+            if promised > archive.getinfo(f"{key}.npy").file_size:
+                raise InvalidInputError(
+                    f"{path}: array {key!r} promises {promised} bytes and holds fewer; save it again"
+                )
+
+
 def assign_classes(members: Iterable[Member], path: Path) -> Mapping[str, str]:
     """The class of every image of an archive: the outermost folder that does not hold all images.
 

@@ -1,0 +1,370 @@
+"""Between the protocol's messages and our values; the only module that knows both. Checks all that comes in."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
+from pydantic import ValidationError
+
+from common.config import DatasetRef, StudyConfig, explain, validate
+from common.derivation import Limits
+from common.errors import InvalidInputError
+from common.loading import apply_overrides, preset_names, preset_tree
+from common.space.genotype import DerivationRule
+from common.tasks import DatasetFile, TaskChoice
+from coordinator.api.errors import FieldError
+from coordinator.api.stubs import search_pb2 as pb
+from coordinator.jobs import AdaptSpec, FailureReason, Job, JobSpec, JobState, MetaTrainSpec
+from coordinator.store.jobs import DatasetRecord, Head, PriorPointer, Study
+
+ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+UUID4_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
+DEFAULT_PAGE, MAX_PAGE = 50, 1000
+LATEST = "latest"
+
+_RULES: Mapping[pb.DerivationRule, DerivationRule] = {
+    pb.DERIVATION_RULE_UNSPECIFIED: "top2_pairs",
+    pb.DERIVATION_RULE_TOP2_PAIRS: "top2_pairs",
+    pb.DERIVATION_RULE_DARTS: "darts",
+    pb.DERIVATION_RULE_SAMPLE: "sample",
+}
+_STATES: Mapping[JobState, Any] = {state: pb.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
+_REASONS: Mapping[FailureReason, Any] = {
+    reason: pb.FailureReason.Value(f"FAILURE_REASON_{reason.name}") for reason in FailureReason
+}
+
+
+# Names
+
+
+def study_id(name: str, field: str) -> str:
+    """The id in `studies/{study}`.
+
+    Raises:
+        FieldError: it is not such a name.
+    """
+    return _parts(name, field, "studies")[0]
+
+
+def job_ids(name: str, field: str = "name") -> tuple[str, str]:
+    """Study and job of `studies/{study}/jobs/{job}`.
+
+    Raises:
+        FieldError: it is not such a name.
+    """
+    study, job = _parts(name, field, "studies", "jobs")
+    return study, job
+
+
+def prior_ids(name: str) -> tuple[str, int | None]:
+    """Study and version of `studies/{study}/priors/{version}`; None for `latest`.
+
+    Raises:
+        FieldError: it is not such a name.
+    """
+    study, version = _parts(name, "name", "studies", "priors")
+    if version == LATEST:
+        return study, None
+    if not version.isdecimal() or len(version) > 8:
+        raise FieldError("name", f"must end in a version or {LATEST!r}, got {name!r}")
+    return study, int(version)
+
+
+def dataset_id(name: str, field: str = "name") -> str:
+    """The SHA-256 in `datasets/{sha256}`.
+
+    Raises:
+        FieldError: it is not such a name.
+    """
+    (sha256,) = _parts(name, field, "datasets")
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise FieldError(field, f"must be datasets/SHA256, got {name!r}")
+    return sha256
+
+
+def checked_id(text: str, field: str) -> str:
+    """An id that a user chose.
+
+    Raises:
+        FieldError: it has other letters, or is too long.
+    """
+    if not ID_PATTERN.fullmatch(text):
+        raise FieldError(field, f"must be 1 to 63 lower-case letters, digits and inner hyphens, got {text[:80]!r}")
+    return text
+
+
+def _parts(name: str, field: str, *collections: str) -> list[str]:
+    pieces = name.split("/")
+    form = "/".join(f"{collection}/{{{collection}}}" for collection in collections)
+    if len(pieces) != 2 * len(collections) or tuple(pieces[::2]) != collections or not all(pieces):
+        raise FieldError(field, f"must have the form {form}, got {name[:200]!r}")
+    ids = pieces[1::2]
+    for part in ids:
+        if not re.fullmatch(r"[a-z0-9-]{1,64}", part):
+            raise FieldError(field, f"must have the form {form} with ids of a-z, 0-9 and hyphens, got {name[:200]!r}")
+    return ids
+
+
+def page_size(value: int) -> int:
+    """The size of a page.
+
+    Raises:
+        FieldError: it is negative.
+    """
+    if value < 0:
+        raise FieldError("page_size", f"must be at least 0, got {value}")
+    return min(value or DEFAULT_PAGE, MAX_PAGE)
+
+
+def page_token(value: str) -> str:
+    """Where a page starts.
+
+    Raises:
+        FieldError: it is not a token that a page ended with.
+    """
+    if not re.fullmatch(r"[a-z0-9-]{0,80}", value):
+        raise FieldError(
+            "page_token", f"is not one that this service gave, got {value[:80]!r}; leave it empty to start"
+        )
+    return value
+
+
+# Requests
+
+
+def study_config(request: pb.CreateStudyRequest) -> StudyConfig:
+    """The configuration that a new study asks for.
+
+    Raises:
+        FieldError: no base, no such preset, a wrong field.
+    """
+    base = request.WhichOneof("base")
+    if base is None:
+        raise FieldError("base", f"give a preset ({', '.join(preset_names())}) or a config")
+    if base == "preset":
+        if request.preset not in preset_names():
+            raise FieldError("preset", f"must be one of {', '.join(preset_names())}, got {request.preset[:80]!r}")
+        tree = preset_tree(request.preset)
+    else:
+        tree = _plain(json_format.MessageToDict(request.config))
+    try:
+        apply_overrides(tree, list(request.overrides))
+        return validate(tree)
+    except InvalidInputError as error:
+        raise FieldError("overrides" if "--set" in str(error) else base, str(error)) from None
+
+
+def job_spec(spec: pb.JobSpec, config: StudyConfig) -> JobSpec:
+    """What a job asks for, but for the data file (see `server`).
+
+    Raises:
+        FieldError: no kind, or a field out of range.
+    """
+    kind = spec.WhichOneof("kind")
+    if kind is None:
+        raise FieldError("spec.kind", "give adapt or meta_train")
+    try:
+        if kind == "meta_train":
+            return MetaTrainSpec(until_version=spec.meta_train.until_version or None)
+        return _adapt_spec(spec.adapt, config)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(["spec", kind, *(str(part) for part in first["loc"])])
+        raise FieldError(where, explain(error).partition(": ")[2] or first["msg"]) from None
+
+
+def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
+    if spec.derivation not in _RULES:
+        raise FieldError("spec.adapt.derivation", f"is unknown, got {spec.derivation}")
+    if spec.classes and spec.num_ways:
+        raise FieldError("spec.adapt.num_ways", "leave it out where classes are named")
+    for name in ("num_ways", "image_size", "train_per_class", "test_per_class", "steps", "max_params", "max_macs"):
+        if getattr(spec, name) < 0:
+            raise FieldError(f"spec.adapt.{name}", f"must be at least 0, got {getattr(spec, name)}")
+    if spec.num_ways == 1 or len(spec.classes) == 1:
+        raise FieldError("spec.adapt.classes", "a task has at least 2 classes")
+    if len(set(spec.classes)) != len(spec.classes):
+        raise FieldError("spec.adapt.classes", "names a class twice; remove one")
+    size = spec.image_size or config.families[0].image_size
+    if size not in config.network.heads:
+        sizes = ", ".join(str(known) for known in sorted(config.network.heads))
+        raise FieldError("spec.adapt.image_size", f"must be one of the study's {sizes}, got {size}")
+    choice = TaskChoice(
+        data=DatasetRef(source=spec.data.builtin or "uploaded"),
+        classes=tuple(spec.classes) or spec.num_ways or None,
+        image_size=size,
+        train_per_class=spec.train_per_class or None,
+        test_per_class=spec.test_per_class or 20,
+        seed=spec.seed,
+    )
+    return AdaptSpec(
+        choice=choice,
+        prior_version=spec.prior_version if spec.HasField("prior_version") else None,
+        steps=spec.steps or None,
+        derivation=_RULES[spec.derivation],
+        limits=Limits(max_params=spec.max_params or None, max_macs=spec.max_macs or None),
+        contribute=spec.contribute,
+    )
+
+
+def with_file(spec: AdaptSpec, name: str, file: DatasetFile) -> AdaptSpec:
+    """The same, with data that workers fetch."""
+    data = spec.choice.data.model_copy(update={"source": name})
+    return spec.model_copy(update={"choice": spec.choice.model_copy(update={"data": data}), "file": file})
+
+
+def job_states(values: Sequence[int]) -> frozenset[JobState]:
+    """States to list.
+
+    Raises:
+        FieldError: one is unknown.
+    """
+    known = {value: state for state, value in _STATES.items()}
+    for value in values:
+        if value not in known:
+            raise FieldError("states", f"has an unknown state {value}")
+    return frozenset(known[value] for value in values)
+
+
+# Responses
+
+
+def study_message(study: Study, head: Head) -> pb.Study:
+    """A study."""
+    config = struct_pb2.Struct()
+    config.update(study.config)
+    return pb.Study(
+        name=study.name,
+        config=config,
+        create_time=_time(study.created_s),
+        prior_version=head.version,
+        prior_sha256=head.digest,
+    )
+
+
+def prior_message(study: str, pointer: PriorPointer) -> pb.Prior:
+    """A version of the prior."""
+    return pb.Prior(
+        name=f"studies/{study}/priors/{pointer.version}",
+        version=pointer.version,
+        sha256=pointer.digest,
+        create_time=_time(pointer.created_s),
+        made_by=f"studies/{study}/jobs/{pointer.made_by}" if pointer.made_by else "",
+        metrics=pointer.metrics,
+    )
+
+
+def dataset_message(dataset: DatasetRecord) -> pb.Dataset:
+    """An uploaded file."""
+    return pb.Dataset(
+        name=f"datasets/{dataset.sha256}",
+        title=dataset.title,
+        num_bytes=dataset.num_bytes,
+        suffix=dataset.suffix,
+        create_time=_time(dataset.created_s),
+    )
+
+
+def job_message(job: Job) -> pb.Job:
+    """A job, with its progress or its result."""
+    message = pb.Job(
+        name=job.name,
+        spec=_spec_message(job.spec),
+        state=_STATES[job.state],
+        priority=job.priority,
+        needs_gpu=job.needs_gpu,
+        paused=job.suspended,
+        attempt=job.attempt,
+        create_time=_time(job.created_s),
+        note=job.note,
+    )
+    if job.started_s is not None:
+        message.start_time.CopyFrom(_time(job.started_s))
+    if job.finished_s is not None:
+        message.end_time.CopyFrom(_time(job.finished_s))
+    if job.progress:
+        message.progress.CopyFrom(json_format.ParseDict(dict(job.progress), pb.Progress(), ignore_unknown_fields=True))
+    if job.failure is not None:
+        message.failure.reason = _REASONS[job.failure.reason]
+        message.failure.message = job.failure.message
+    if job.result is not None:
+        result: Any = job.result
+        for artifact in result.get("artifacts", ()):
+            message.artifacts.add(**artifact)
+        summary = result["summary"]
+        if job.spec.kind == "adapt":
+            message.adapt_result.CopyFrom(_adapt_result(summary))
+        else:
+            message.meta_train_result.CopyFrom(pb.MetaTrainResult(**summary))
+    return message
+
+
+def _adapt_result(summary: Mapping[str, Any]) -> pb.AdaptResult:
+    result = pb.AdaptResult(
+        prior_version=summary["prior_version"],
+        genotype_json=_json(summary["genotype"]),
+        genotype_probability=summary["probability"],
+        entropy_nats=summary["entropy_nats"],
+        accuracy=summary["accuracy"],
+        num_params=summary["num_params"],
+        num_macs=summary["num_macs"],
+    )
+    for scored in summary["top_genotypes"]:
+        result.top_genotypes.add(genotype_json=_json(scored["genotype"]), probability=scored["probability"])
+    for evaluation in summary["evaluations"]:
+        result.evaluations.add(**evaluation)
+    if summary.get("contributed_version") is not None:
+        result.contributed_version = summary["contributed_version"]
+    return result
+
+
+def _spec_message(spec: JobSpec) -> pb.JobSpec:
+    if isinstance(spec, MetaTrainSpec):
+        return pb.JobSpec(meta_train=pb.MetaTrainSpec(until_version=spec.until_version or 0))
+    choice = spec.choice
+    classes = choice.classes if isinstance(choice.classes, tuple) else ()
+    message = pb.AdaptSpec(
+        data=_data_message(spec),
+        classes=classes,
+        num_ways=choice.classes if isinstance(choice.classes, int) else 0,
+        image_size=choice.image_size,
+        train_per_class=choice.train_per_class or 0,
+        test_per_class=choice.test_per_class,
+        steps=spec.steps or 0,
+        seed=choice.seed,
+        derivation=next(value for value, rule in _RULES.items() if value and rule == spec.derivation),
+        max_params=spec.limits.max_params or 0,
+        max_macs=spec.limits.max_macs or 0,
+        contribute=spec.contribute,
+    )
+    if spec.prior_version is not None:
+        message.prior_version = spec.prior_version
+    return pb.JobSpec(adapt=message)
+
+
+def _data_message(spec: AdaptSpec) -> pb.DataSource:
+    if spec.file is None:
+        return pb.DataSource(builtin=spec.choice.data.source)
+    if spec.file.sha256 is not None:
+        return pb.DataSource(dataset=f"datasets/{spec.file.sha256}")
+    return pb.DataSource(url=spec.file.url)
+
+
+def _json(genotype: Any) -> str:
+    return json.dumps(genotype, sort_keys=True)
+
+
+def _time(seconds: float) -> timestamp_pb2.Timestamp:
+    whole = int(seconds)
+    return timestamp_pb2.Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def _plain(value: Any) -> Any:
+    """JSON values of a Struct, whose numbers are all floating point: whole ones become integers again."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

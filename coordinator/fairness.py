@@ -1,0 +1,53 @@
+"""Which queued job starts next: a fair share for every tenant, priority and order of submission inside one. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from coordinator.store.jobs import QueueEntry
+
+
+def pick(
+    queues: Mapping[str, Sequence[QueueEntry]],
+    running: Mapping[str, int],
+    weights: Mapping[str, float],
+    busy_studies: frozenset[tuple[str, str]],
+    has_gpu: bool,
+    now_s: float,
+) -> QueueEntry | None:
+    """The job to start next, None if none can.
+
+    Args:
+        queues: by tenant, in order of priority, then submission.
+        running: jobs that each tenant has running.
+        weights: share of each tenant; 1 where not given.
+        busy_studies: (tenant, study) whose prior is being moved by a job that runs.
+        has_gpu: whether workers have a GPU.
+        now_s: the time.
+
+    Returns:
+        The first eligible job of the tenant with the fewest running jobs per share; ties go by name. A job that moves
+        the prior of a study is not eligible before earlier ones of that study have ended, even ones that wait for
+        another attempt: so the prior's course does not depend on who fails when.
+    """
+    best: tuple[float, str, QueueEntry] | None = None
+    for tenant, entries in queues.items():
+        entry = _first_eligible(entries, busy_studies, has_gpu, now_s)
+        if entry is not None:
+            load = running.get(tenant, 0) / weights.get(tenant, 1.0)
+            if best is None or (load, tenant) < best[:2]:
+                best = (load, tenant, entry)
+    return None if best is None else best[2]
+
+
+def _first_eligible(
+    entries: Sequence[QueueEntry], busy_studies: frozenset[tuple[str, str]], has_gpu: bool, now_s: float
+) -> QueueEntry | None:
+    blocked = set(busy_studies)
+    for entry in entries:
+        study = (entry.tenant, entry.study)
+        can_start = entry.not_before_s <= now_s and (has_gpu or not entry.needs_gpu)
+        if entry.moves_prior:
+            can_start = can_start and study not in blocked
+            blocked.add(study)
+        if can_start:
+            return entry
+    return None

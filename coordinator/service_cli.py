@@ -1,0 +1,556 @@
+"""The commands of the service: those that run it, and those that talk to it."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from google.protobuf import json_format
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from common.errors import AdaptationError, ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
+from common.loading import preset_names
+from coordinator.api.client import DEFAULT_ADDRESS, TERMINAL_STATES, TOKEN_VARIABLE, SearchClient
+from coordinator.api.stubs import search_pb2 as pb
+from coordinator.settings import ServiceSettings, load_settings
+
+DEFAULT_FOLDER = Path("runs/service")
+_messages = Console(stderr=True, highlight=False)
+
+study_app = typer.Typer(no_args_is_help=True, help="Studies: each owns one lineage of priors.")
+prior_app = typer.Typer(no_args_is_help=True, help="Priors of a study.")
+token_app = typer.Typer(no_args_is_help=True, help="API tokens of the service.")
+
+SettingsOption = Annotated[Path | None, typer.Option("--settings", help="TOML or JSON file of service settings.")]
+ServerOption = Annotated[
+    str | None, typer.Option("--server", envvar="METASEARCH_ADDRESS", help=f"HOST:PORT; {DEFAULT_ADDRESS} by default.")
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option("--token", envvar=TOKEN_VARIABLE, help="API token; that of the local service by default."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="studies/STUDY/jobs/ID")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the command line."""
+    for command in (serve, coordinate, submit, jobs, watch, result, cancel, pause, resume, upload):
+        app.command(rich_help_panel="Service")(command)
+    for name, sub in (("study", study_app), ("prior", prior_app), ("token", token_app)):
+        app.add_typer(sub, name=name, rich_help_panel="Service")
+
+
+# Running it
+
+
+def serve(
+    settings: SettingsOption = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = None,
+    store: Annotated[str | None, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB.")] = None,
+    artifacts: Annotated[str | None, typer.Option(help="Folder or fsspec URL.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="File of hashed API tokens.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Everything on this machine, a local Ray included.")] = False,
+    folder: Annotated[Path, typer.Option(help="With --local: where everything is kept.")] = DEFAULT_FOLDER,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --local: worker actors.")] = None,
+) -> None:
+    """Serves the API; with `--local`, runs the coordinator and a local Ray too.
+
+    Ctrl-C or SIGTERM drains: no new calls, running work is finished or handed over.
+    """
+    changes: dict[str, Any] = {"listen": listen, "store": store, "artifacts": artifacts, "tokens": tokens}
+    if local:
+        _serve_local(settings, changes, folder.resolve(), workers)
+        return
+    from common.telemetry import logger_for
+    from coordinator.api.gateway import run_gateway
+    from coordinator.local_service import READY
+
+    found = load_settings(settings, changes)
+
+    def ready(port: int) -> None:
+        host = found.listen.rpartition(":")[0]
+        print(READY + json.dumps({"host": host, "port": port}), flush=True)
+
+    run_gateway(found, logger_for("gateway"), ready)
+
+
+def _serve_local(file: Path | None, changes: dict[str, Any], folder: Path, workers: int | None) -> None:
+    import signal
+
+    from common.telemetry import logger_for
+    from coordinator.local_service import LocalService, local_token
+
+    changes["store"] = changes["store"] or f"sqlite:{folder / 'jobs.sqlite'}"
+    changes["artifacts"] = changes["artifacts"] or str(folder / "artifacts")
+    changes["tokens"] = changes["tokens"] or folder / "tokens.toml"
+    settings = load_settings(file, changes)
+    local_token(settings, folder)
+    extra = [] if workers is None else ["--workers", str(workers)]
+    service = LocalService(settings, logger_for("service"), folder / "logs", extra)
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        service.start()
+        host = settings.listen.rpartition(":")[0]
+        _messages.print(f"Serving on {host}:{service.port}; logs are in {folder / 'logs'}.", soft_wrap=True)
+        _messages.print("In another terminal, in this folder:  metasearch study create mine --preset demo")
+        _messages.print(f"Token: {folder / 'token'} (found by itself from here). Ctrl-C stops.", soft_wrap=True)
+        service.watch()
+    except KeyboardInterrupt:
+        _messages.print("Stopping ...")
+    finally:
+        service.stop()
+
+
+def coordinate(
+    settings: SettingsOption = None,
+    address: Annotated[
+        str | None, typer.Option("--address", envvar="RAY_ADDRESS", help="Ray cluster: `auto` or HOST:PORT.")
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="Start a local Ray that ends with this process.")] = False,
+    store: Annotated[str | None, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB.")] = None,
+    artifacts: Annotated[str | None, typer.Option(help="Folder or fsspec URL.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker actors; all the cluster has room for.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="1 where the cluster has GPUs, else 0.")] = None,
+    task_timeout_s: Annotated[float, typer.Option(min=1, help="A task that takes longer runs again.")] = 3600.0,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="On SIGTERM, stop the coordinator too, after it handed its work over.")
+    ] = False,
+) -> None:
+    """Keeps a coordinator alive on a Ray cluster: starts it, replaces it when it hangs, also on a new cluster.
+
+    The coordinator is a detached actor: it stays when this command ends, unless `--drain` or `--local` is given.
+    """
+    import signal
+
+    from common.config import ClusterConfig
+    from common.telemetry import logger_for
+    from coordinator.supervisor import Supervisor
+
+    if not local and address is None:
+        raise InvalidInputError("coordinate needs --address (or RAY_ADDRESS), or --local")
+    found = load_settings(settings, {"store": store, "artifacts": artifacts})
+    cluster = ClusterConfig(num_workers=workers, gpus_per_worker=gpus_per_worker, task_timeout_s=task_timeout_s)
+    supervisor = Supervisor(_absolute(found), cluster, None if local else address, logger_for("supervisor"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: supervisor.stop())
+    supervisor.run(drain or local)
+
+
+def _absolute(settings: ServiceSettings) -> ServiceSettings:
+    """Actors work in other folders."""
+    changes: dict[str, Any] = {}
+    kind, _, path = settings.store.partition(":")
+    if kind == "sqlite":
+        changes["store"] = f"sqlite:{Path(path).expanduser().resolve()}"
+    if "://" not in settings.artifacts:
+        changes["artifacts"] = str(Path(settings.artifacts).expanduser().resolve())
+    return settings.model_copy(update=changes)
+
+
+@token_app.command("create")
+def token_create(
+    tenant: Annotated[str, typer.Option(help="Whose resources it opens.")],
+    role: Annotated[str, typer.Option(help="viewer, submitter or admin.")] = "submitter",
+    tokens: Annotated[Path, typer.Option(help="File of hashed tokens; made where missing.")] = DEFAULT_FOLDER
+    / "tokens.toml",
+    title: Annotated[str, typer.Option(help="For people.")] = "",
+) -> None:
+    """Makes an API token and prints it, once; the file keeps its hash only. Running gateways notice by themselves."""
+    from coordinator.api.auth import create_token
+
+    print(create_token(tokens, tenant, role, title))
+
+
+# Talking to it
+
+
+@study_app.command("create")
+def study_create(
+    study: Annotated[str, typer.Argument(help="Lower-case letters, digits, hyphens.")],
+    preset: Annotated[str, typer.Option(help=f"{', '.join(preset_names())}, or a TOML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Changes a field.")
+    ] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Begins a study. The same again changes nothing."""
+    with _client(server, token) as client:
+        if preset in preset_names():
+            found = client.create_study(study, preset=preset, overrides=overrides or [])
+        else:
+            from common.loading import load
+
+            config = load(preset, overrides or []).model_dump(mode="json")
+            found = client.create_study(study, config=config)
+    _show(found, as_json, f"{found.name} is there; prior version {found.prior_version}")
+
+
+@study_app.command("list")
+def study_list(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+    """Lists studies."""
+    with _client(server, token) as client:
+        studies = list(client.list_studies())
+    if as_json:
+        print(json.dumps([_plain(study) for study in studies]))
+        return
+    table = Table("study", "prior", "since", show_edge=False)
+    for study in studies:
+        table.add_row(study.name, str(study.prior_version), study.create_time.ToJsonString())
+    Console().print(table)
+
+
+@study_app.command("show")
+def study_show(
+    study: Annotated[str, typer.Argument(help="studies/STUDY, or STUDY.")],
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Prints a study and its configuration, as JSON."""
+    with _client(server, token) as client:
+        print(json.dumps(_plain(client.get_study(_study(study))), indent=2))
+
+
+@study_app.command("train")
+def study_train(
+    study: Annotated[str, typer.Argument(help="studies/STUDY, or STUDY.")],
+    until_version: Annotated[int, typer.Option(min=0, help="Version to stop at; the study's rounds by default.")] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submits a job that runs the study's rounds."""
+    with _client(server, token) as client:
+        job = client.meta_train(_study(study), until_version)
+        _after_submit(client, job, wait, as_json)
+
+
+def submit(
+    study: Annotated[str, typer.Option(help="studies/STUDY, or STUDY.")],
+    data: Annotated[str, typer.Option(help="Folder or file (is uploaded), a source's name, a URL, datasets/SHA256.")],
+    classes: Annotated[str | None, typer.Option(help="Names, separated by commas; or how many to draw.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Adaptation steps; the study's by default.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; the study's first by default.")] = None,
+    train_per_class: Annotated[
+        int | None, typer.Option(min=1, help="Training images per class; all by default.")
+    ] = None,
+    test_per_class: Annotated[int | None, typer.Option(min=1, help="Held-out images per class; 20 by default.")] = None,
+    version: Annotated[int | None, typer.Option(min=0, help="Version of the prior; the latest by default.")] = None,
+    derivation: Annotated[str, typer.Option("--derive", help="top2_pairs, darts or sample.")] = "top2_pairs",
+    max_params: Annotated[int | None, typer.Option(min=1, help="Parameters that the genotype may have.")] = None,
+    max_macs: Annotated[int | None, typer.Option(min=1, help="Multiply-accumulates that it may take.")] = None,
+    contribute: Annotated[bool, typer.Option("--contribute", help="Let the update enter the prior.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses images, and classes where they are drawn.")] = 0,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 goes first; 4 by default.")] = None,
+    needs_gpu: Annotated[bool, typer.Option("--gpu", help="Only run on workers with a GPU.")] = False,
+    queue_timeout_s: Annotated[float, typer.Option(min=0, help="Fail if it has not started by then; a day.")] = 0.0,
+    request_id: Annotated[str | None, typer.Option(help="UUID4; the same again returns the same job.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and create nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submits a task: adapts the study's prior to it.
+
+    Example: `metasearch submit --study mine --data photos/ --steps 20 --wait`.
+    """
+    rule = f"DERIVATION_RULE_{derivation.upper()}"
+    if rule not in pb.DerivationRule.keys():  # noqa: SIM118 not a dict
+        raise InvalidInputError(f"--derive must be top2_pairs, darts or sample, got {derivation!r}")
+    if request_id is not None:
+        try:
+            uuid.UUID(request_id, version=4)
+        except ValueError:
+            raise InvalidInputError(f"--request-id must be a UUID4, got {request_id!r}") from None
+    names = [name.strip() for name in classes.split(",") if name.strip()] if classes else []
+    drawn = int(names[0]) if len(names) == 1 and names[0].isdecimal() else None
+    with _client(server, token) as client:
+        job = client.submit(
+            _study(study),
+            data,
+            request_id=request_id,
+            validate_only=dry_run,
+            priority=priority,
+            needs_gpu=needs_gpu,
+            queue_timeout_s=queue_timeout_s,
+            classes=None if drawn is not None else names,
+            num_ways=drawn,
+            steps=steps,
+            image_size=image_size,
+            train_per_class=train_per_class,
+            test_per_class=test_per_class,
+            prior_version=version,
+            derivation=pb.DerivationRule.Value(rule),
+            max_params=max_params,
+            max_macs=max_macs,
+            contribute=contribute,
+            seed=seed,
+        )
+        if dry_run:
+            _show(job, as_json, "The job is fine; nothing was created.")
+            return
+        _after_submit(client, job, wait, as_json)
+
+
+def jobs(
+    study: Annotated[str, typer.Option(help="studies/STUDY, or STUDY.")],
+    limit: Annotated[int, typer.Option(min=1, help="The youngest so many.")] = 50,
+    state: Annotated[list[str] | None, typer.Option(help="Only these: queued, running, ... Repeatable.")] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Lists jobs, the youngest first."""
+    states: list[Any] = []
+    for name in state or []:
+        if f"JOB_STATE_{name.upper()}" not in pb.JobState.keys():  # noqa: SIM118 not a dict
+            known = ", ".join(_word(key) for key in pb.JobState.keys()[1:])
+            raise InvalidInputError(f"--state must be one of {known}, got {name!r}")
+        states.append(pb.JobState.Value(f"JOB_STATE_{name.upper()}"))
+    with _client(server, token) as client:
+        found = [job for job, _ in zip(client.list_jobs(_study(study), states), range(limit), strict=False)]
+    if as_json:
+        print(json.dumps([_plain(job) for job in found]))
+        return
+    table = Table("job", "kind", "state", "progress", "accuracy", "note", show_edge=False)
+    for job in found:
+        accuracy = job.adapt_result.accuracy if job.HasField("adapt_result") else None
+        if accuracy is None and job.progress.HasField("accuracy"):
+            accuracy = job.progress.accuracy
+        table.add_row(
+            job.name,
+            job.spec.WhichOneof("kind") or "",
+            _state(job) + (" (paused)" if job.paused else ""),
+            f"{job.progress.done}/{job.progress.total}" if job.progress.total else "",
+            "" if accuracy is None else f"{accuracy:.3f}",
+            escape(job.failure.message or job.note),
+        )
+    Console().print(table)
+
+
+def watch(
+    job: JobArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Follows a job until it has ended: state, progress, the best so far. With `--json`, one object per line."""
+    with _client(server, token) as client:
+        _follow(client, job, as_json)
+
+
+def result(
+    job: JobArgument,
+    out: Annotated[Path | None, typer.Option(help="Folder to download the artifacts to.")] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Shows what a job has found, and with `--out` downloads its artifacts: adapted weights, posterior, curve."""
+    with _client(server, token) as client:
+        found = client.get_job(job)
+        if found.state not in TERMINAL_STATES:
+            raise NotFoundError(f"{job} has no result yet; it is {_state(found)}: metasearch watch {job}")
+        if as_json:
+            print(json.dumps(_plain(found)))
+        _summarise(found)
+        if out is not None and found.state == pb.JOB_STATE_SUCCEEDED:
+            for path in client.download(job, out):
+                _messages.print(f"{path}", soft_wrap=True)
+        _raise_failure(found)
+
+
+def cancel(
+    job: JobArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Cancels a job."""
+    with _client(server, token) as client:
+        found = client.cancel(job)
+    _show(found, as_json, f"{job} is {_state(found)}")
+
+
+def pause(
+    job: JobArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Pauses a job; meta-training stops after its present round."""
+    with _client(server, token) as client:
+        found = client.pause(job)
+    _show(found, as_json, f"{job} is {_state(found)}, paused")
+
+
+def resume(
+    job: JobArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Lets a paused job go on."""
+    with _client(server, token) as client:
+        found = client.resume(job)
+    _show(found, as_json, f"{job} is {_state(found)}")
+
+
+def upload(
+    path: Annotated[Path, typer.Argument(help="Image folder, zip, tar or npz file.")],
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stores data with the service; identical data is stored once."""
+    with _client(server, token) as client:
+        found = client.upload(path)
+    _show(found, as_json, f"{found.name}  {found.num_bytes} bytes  {found.title}")
+
+
+@prior_app.command("list")
+def prior_list(
+    study: Annotated[str, typer.Argument(help="studies/STUDY, or STUDY.")],
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Lists the versions of a study's prior that are kept, the latest first."""
+    with _client(server, token) as client:
+        priors = list(client.list_priors(_study(study)))
+    if as_json:
+        print(json.dumps([_plain(prior) for prior in priors]))
+        return
+    table = Table("prior", "made", "by", "sha256", show_edge=False)
+    for prior in priors:
+        table.add_row(prior.name, prior.create_time.ToJsonString(), prior.made_by, prior.sha256)
+    Console().print(table)
+
+
+@prior_app.command("show")
+def prior_show(
+    prior: Annotated[str, typer.Argument(help="studies/STUDY/priors/VERSION, or .../latest.")],
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Prints a version of the prior: digest, origin, metrics of its round; as JSON."""
+    with _client(server, token) as client:
+        print(json.dumps(_plain(client.get_prior(prior)), indent=2))
+
+
+@contextmanager
+def _client(server: str | None, token: str | None) -> Iterator[SearchClient]:
+    local = DEFAULT_FOLDER / "token"
+    if token is None and local.is_file():
+        token = local.read_text("utf-8").strip()
+    with SearchClient(server, token, patience_s=10.0) as client:
+        try:
+            yield client
+        except UnauthenticatedError as error:
+            raise UnauthenticatedError(f"{error}; give --token or {TOKEN_VARIABLE}") from None
+        except ForbiddenError as error:
+            raise ForbiddenError(f"{error}; ask for a token with that role") from None
+
+
+def _after_submit(client: SearchClient, job: pb.Job, wait: bool, as_json: bool) -> None:
+    if wait:
+        if not as_json:
+            _messages.print(job.name)
+        _follow(client, job.name, as_json)
+    else:
+        _show(job, as_json, f"{job.name}  (metasearch watch {job.name})")
+
+
+def _follow(client: SearchClient, name: str, as_json: bool) -> None:
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=_messages,
+        disable=as_json or not _messages.is_terminal,
+    )
+    job = pb.Job()
+    last_line = ""
+    with bar:
+        task = bar.add_task("queued", total=None, note="")
+        for response in client.watch(name):
+            job = response.job
+            note = f"accuracy {job.progress.accuracy:.3f}" if job.progress.HasField("accuracy") else escape(job.note)
+            if as_json:
+                print(json.dumps(_plain(response)), flush=True)
+            elif not _messages.is_terminal:
+                done = f"{job.progress.done}/{job.progress.total}" if job.progress.total else ""
+                line = " ".join(word for word in (_state(job), done, note) if word)
+                if line != last_line:
+                    _messages.print(line, soft_wrap=True)
+                last_line = line
+            bar.update(
+                task, description=_state(job), total=job.progress.total or None, completed=job.progress.done, note=note
+            )
+    if not as_json:
+        _summarise(job)
+    _raise_failure(job)
+
+
+def _summarise(job: pb.Job) -> None:
+    _messages.print(f"{job.name}: {_state(job)}, attempt {job.attempt}", soft_wrap=True)
+    if job.HasField("adapt_result"):
+        found = job.adapt_result
+        table = Table("step", "accuracy", "loss (nats)", show_edge=False)
+        for evaluation in found.evaluations:
+            table.add_row(str(evaluation.step), f"{evaluation.accuracy:.3f}", f"{evaluation.loss_nats:.3f}")
+        _messages.print(table)
+        for kind, nodes in json.loads(found.genotype_json)["cells"].items():
+            text = " | ".join(" + ".join(f"{edge['primitive']}({edge['source']})" for edge in node) for node in nodes)
+            _messages.print(f"{kind}: {text}  (entropy {found.entropy_nats[kind]:.2f} nats)", soft_wrap=True)
+        _messages.print(
+            f"probability {found.genotype_probability:.3g}; {found.num_params:,} parameters, {found.num_macs:,} MACs; "
+            f"from prior version {found.prior_version}"
+        )
+    if job.HasField("meta_train_result"):
+        found_prior = job.meta_train_result
+        _messages.print(
+            f"prior version {found_prior.prior_version}, SHA-256 {found_prior.prior_sha256}", soft_wrap=True
+        )
+    for artifact in job.artifacts:
+        _messages.print(
+            f"artifact {artifact.name}: {artifact.num_bytes} bytes, SHA-256 {artifact.sha256}", soft_wrap=True
+        )
+
+
+def _raise_failure(job: pb.Job) -> None:
+    if job.state == pb.JOB_STATE_FAILED:
+        raise AdaptationError(
+            f"{job.name} failed: {_word(pb.FailureReason.Name(job.failure.reason))}: {job.failure.message}"
+        )
+    if job.state == pb.JOB_STATE_CANCELLED:
+        raise AdaptationError(f"{job.name} was cancelled")
+
+
+def _show(message: Any, as_json: bool, text: str) -> None:
+    if as_json:
+        print(json.dumps(_plain(message)))
+    else:
+        Console(highlight=False).print(text, soft_wrap=True)
+
+
+def _plain(message: Any) -> Any:
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _study(name: str) -> str:
+    return name if name.startswith("studies/") else f"studies/{name}"
+
+
+def _state(job: pb.Job) -> str:
+    return _word(pb.JobState.Name(job.state))
+
+
+def _word(name: str) -> str:
+    return name.removeprefix("JOB_STATE_").removeprefix("FAILURE_REASON_").lower()

@@ -1,0 +1,1 @@
+"""What must survive: jobs, studies, priors, idempotency keys, counters. Never tensors, data sets or logs."""

@@ -1,0 +1,695 @@
+"""The job store: studies, priors' pointers, jobs and their queues, on any ledger. Every change is ONE ledger commit.
+
+A change is computed from what was read, by the pure functions of `coordinator.jobs`, and committed on the condition
+that what was read is still so; if it is not, it is computed anew. Writes of a coordinator carry its epoch as a further
+condition, so one that was replaced can change nothing.
+
+Keys. Tenants, studies and ids contain no slash.
+    epoch                                  its revision is the epoch of the coordinator in charge
+    beat                                   rises while a coordinator lives
+    study/TENANT/STUDY                     configuration
+    head/TENANT/STUDY                      latest prior, and the plan of the round that is open
+    prior/TENANT/STUDY/VERSION             a prior: where it is, its digest
+    job/TENANT/STUDY/ID                    a job
+    request/TENANT/REQUEST_ID              which job a request made
+    queue/TENANT/PRIORITY/ID               jobs that may start, in order
+    active/TENANT/ID                       jobs that run
+    event/ID/REVISION                      a job after each change of state
+    dataset/TENANT/SHA256                  an uploaded file
+Counters: queued/TENANT, running/TENANT, bytes/TENANT, finished/STATE.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from common.config import Frozen
+from common.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    MetaSearchError,
+    NotFoundError,
+    QuotaError,
+    UnavailableError,
+)
+from coordinator import jobs
+from coordinator.jobs import ACTIVE, AdaptSpec, Failure, Job, JobSpec, JobState
+from coordinator.store.ledger import Add, Delete, Expect, Ledger, Put, Stored, Transaction
+
+MAX_PAGE = 1000
+_MAX_CONFLICTS = 100
+_PRIORITIES = 10
+
+
+class Quota(Frozen):
+    """Limits and share of one tenant."""
+
+    max_queued: int = Field(10_000, ge=0)
+    max_running: int = Field(1_000, ge=0)
+    max_stored_bytes: int = Field(64 << 30, ge=0)
+    """Of uploaded data."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the cluster beside other tenants that have work queued."""
+
+
+class Study(Frozen):
+    """One lineage of priors."""
+
+    tenant: str
+    study: str
+    config: Mapping[str, Any]
+    """A resolved `StudyConfig`."""
+    created_s: float
+
+    @property
+    def name(self) -> str:
+        """Its resource name."""
+        return f"studies/{self.study}"
+
+
+class PriorPointer(Frozen):
+    """Where a version of the prior is, and what it is."""
+
+    version: int
+    digest: str
+    """See `Prior.digest`."""
+    stem: str
+    """Name of its files, see `common.artifacts`."""
+    created_s: float
+    made_by: str = ""
+    """Job that made it; empty for version 0."""
+    metrics: Mapping[str, float] = {}
+    """Of its round."""
+
+
+class Plan(Frozen):
+    """A round that is under way."""
+
+    job_id: str
+    base_version: int
+    task_ids: tuple[str, ...]
+    rule: str
+
+
+class Head(Frozen):
+    """The latest prior of a study."""
+
+    version: int
+    digest: str = ""
+    """Empty until the coordinator has made version 0."""
+    plan: Plan | None = None
+
+
+class DatasetRecord(Frozen):
+    """An uploaded file."""
+
+    sha256: str
+    num_bytes: int
+    suffix: str
+    url: str
+    created_s: float
+    title: str = ""
+
+
+class QueueEntry(Frozen):
+    """What must be known of a queued job to choose which one starts."""
+
+    tenant: str
+    study: str
+    job_id: str
+    moves_prior: bool = False
+    needs_gpu: bool = False
+    not_before_s: float = 0.0
+    queue_deadline_s: float | None = None
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as of a revision; revisions order what happened to it."""
+
+    job: Job
+    revision: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of a list, and where to go on; no token at the end."""
+
+    items: Sequence[Any]
+    next_token: str
+
+
+class JobStore:
+    """See the module. Thread-safe.
+
+    Raises:
+        UnavailableError: from every method, when the ledger does not answer. Calling again is safe.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    # Studies and priors
+
+    def create_study(self, study: Study) -> Study:
+        """A new study; its first prior is made by the coordinator (`set_first_prior`). The same again changes nothing.
+
+        Raises:
+            AlreadyExistsError: there is another study of that name.
+        """
+        key = f"study/{study.tenant}/{study.study}"
+        head = Put(f"head/{study.tenant}/{study.study}", _dump(Head(version=0)))
+        blocked = self.ledger.commit(Transaction([Expect(key, 0)], [Put(key, _dump(study)), head]))
+        if blocked is None:
+            return study
+        existing = self.get_study(study.tenant, study.study)
+        if existing.config != study.config:
+            raise AlreadyExistsError(f"studies/{study.study} exists with another configuration; choose another name")
+        return existing
+
+    def set_first_prior(self, epoch: int, tenant: str, study: str, pointer: PriorPointer) -> None:
+        """Gives a new study version 0 of its prior, whose files are stored already. Does nothing if it has one."""
+        stored = self._get(f"head/{tenant}/{study}", f"studies/{study}")
+        if Head.model_validate(stored.record).digest:
+            return
+        head = Head(version=pointer.version, digest=pointer.digest)
+        changes = [Put(stored.key, _dump(head)), Put(_prior_key(tenant, study, pointer.version), _dump(pointer))]
+        self._commit_as(epoch, Transaction([Expect(stored.key, stored.revision)], changes))
+
+    def get_study(self, tenant: str, study: str) -> Study:
+        """A study.
+
+        Raises:
+            NotFoundError: the tenant has none of that name.
+        """
+        return Study.model_validate(self._get(f"study/{tenant}/{study}", f"studies/{study}").record)
+
+    def list_studies(self, tenant: str, limit: int, token: str) -> Page:
+        """Studies of a tenant, by name."""
+        return self._page(f"study/{tenant}/", limit, token, lambda stored: Study.model_validate(stored.record))
+
+    def head(self, tenant: str, study: str) -> Head:
+        """The latest prior of a study."""
+        return Head.model_validate(self._get(f"head/{tenant}/{study}", f"studies/{study}").record)
+
+    def get_prior(self, tenant: str, study: str, version: int) -> PriorPointer:
+        """A version of the prior.
+
+        Raises:
+            NotFoundError: there is none, or it was pruned.
+        """
+        name = f"studies/{study}/priors/{version}"
+        return PriorPointer.model_validate(self._get(_prior_key(tenant, study, version), name).record)
+
+    def list_priors(self, tenant: str, study: str, limit: int, token: str) -> Page:
+        """Versions of the prior that are kept, the latest first."""
+        read: Callable[[Stored], Any] = lambda stored: PriorPointer.model_validate(stored.record)  # noqa: E731
+        return self._page(f"prior/{tenant}/{study}/", limit, token, read, reverse=True)
+
+    def needed_versions(self, tenant: str, study: str) -> set[int]:
+        """Versions of the prior that jobs of a study, queued or running, start from."""
+        keys = [f"queue/{tenant}/", f"active/{tenant}/"]
+        ids = [
+            entry.key.rpartition("/")[2] for key in keys for entry in self._all(key) if entry.record["study"] == study
+        ]
+        found: set[int] = set()
+        for start in range(0, len(ids), MAX_PAGE):
+            for stored in self.ledger.get(
+                *(_job_key(tenant, study, job_id) for job_id in ids[start : start + MAX_PAGE])
+            ):
+                if stored is not None:
+                    job = _job(stored)
+                    found.add(-1 if job.base_version is None else job.base_version)
+                    if isinstance(job.spec, AdaptSpec) and job.spec.prior_version is not None:
+                        found.add(job.spec.prior_version)
+        return found
+
+    def forget_prior(self, epoch: int, tenant: str, study: str, version: int) -> None:
+        """Removes the pointer to a version whose files are about to be removed."""
+        self._commit_as(epoch, Transaction(changes=[Delete(_prior_key(tenant, study, version))]))
+
+    def open_plan(self, epoch: int, tenant: str, study: str, plan: Plan) -> None:
+        """Stores what the next round will do. An open plan of the same job and version is replaced by the same.
+
+        Raises:
+            ConflictError: the prior has moved on, or another coordinator is in charge.
+        """
+        self._advance_head(epoch, tenant, study, plan.base_version, lambda head: head.model_copy(update={"plan": plan}))
+
+    def advance(
+        self,
+        epoch: int,
+        tenant: str,
+        study: str,
+        pointer: PriorPointer,
+        attempt: int,
+        now_s: float,
+        result: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The last step of a round: the plan is closed and the prior has a new version, and if there is a `result`, the
+        job that made it has succeeded; all or nothing.
+
+        Does nothing if it was done before.
+
+        Raises:
+            ConflictError: the prior is not the version before, the plan is not open, the job does not run in that
+                attempt, or another coordinator is in charge.
+        """
+        for _ in range(_MAX_CONFLICTS):
+            stored_head, stored_job = self.ledger.get(
+                f"head/{tenant}/{study}", _job_key(tenant, study, pointer.made_by)
+            )
+            if stored_head is None or stored_job is None:
+                raise NotFoundError(f"there is no study {study} with a job {pointer.made_by}")
+            head, job = Head.model_validate(stored_head.record), _job(stored_job)
+            if (head.version, head.digest) == (pointer.version, pointer.digest) and head.plan is None:
+                return
+            if head.version != pointer.version - 1 or head.plan is None or head.plan.job_id != pointer.made_by:
+                raise ConflictError(
+                    f"studies/{study} is at version {head.version} with "
+                    f"{'no open round' if head.plan is None else f'a round of job {head.plan.job_id}'}; "
+                    f"version {pointer.version} of job {pointer.made_by} cannot follow"
+                )
+            changed = (
+                jobs.extended(job, epoch, attempt, now_s, max(job.lease_until_s - now_s, 0.0), None)
+                if result is None
+                else jobs.succeeded(job, epoch, attempt, now_s, result)
+            )
+            if result is None and job.state is JobState.CANCELLING:
+                raise ConflictError(f"{job.name} is being cancelled")
+            new_head = Head(version=pointer.version, digest=pointer.digest)
+            transaction = self._job_change(
+                stored_job,
+                changed,
+                [Expect(stored_head.key, stored_head.revision)],
+                [
+                    Put(stored_head.key, _dump(new_head)),
+                    Put(_prior_key(tenant, study, pointer.version), _dump(pointer)),
+                ],
+            )
+            blocked = self._commit_as(epoch, transaction)
+            if blocked is None:
+                return
+        raise _contended()
+
+    # Jobs, as users see them
+
+    def create_job(
+        self, job: Job, request_id: str | None, quota: Quota, fingerprint_of: Mapping[str, Any] | None = None
+    ) -> Job:
+        """Queues a job. The same request id with the same content gives the job that it made the first time.
+
+        Args:
+            job: in state QUEUED, with a fresh id.
+            request_id: chosen by the client.
+            quota: of the tenant.
+            fingerprint_of: what must be the same for a request to be the same; the spec where not given.
+
+        Raises:
+            AlreadyExistsError: the request id made another job.
+            QuotaError: too many jobs of the tenant are queued.
+        """
+        key = _job_key(job.tenant, job.study, job.job_id)
+        expects = [Expect(key, 0)]
+        changes: list[Put | Delete] = [
+            Put(key, _dump(job)),
+            Put(_queue_key(job), _queue_entry(job)),
+            Put(_event_key(job, 1), _dump(job)),
+        ]
+        content = _dump(job.spec) if fingerprint_of is None else fingerprint_of
+        fingerprint = hashlib.sha256(json.dumps([job.study, content], sort_keys=True).encode()).hexdigest()
+        request_key = f"request/{job.tenant}/{request_id}"
+        if request_id is not None:
+            expects.insert(0, Expect(request_key, 0))
+            changes.append(Put(request_key, {"job": key, "fingerprint": fingerprint}))
+        adds = [Add(f"queued/{job.tenant}", 1, quota.max_queued)]
+        blocked = self.ledger.commit(Transaction(expects, changes, adds, topic=job.job_id))
+        if blocked is None:
+            return job
+        if isinstance(blocked, Add):
+            raise QuotaError(f"{quota.max_queued} jobs of tenant {job.tenant} are queued, its limit; try again later")
+        if request_id is not None and blocked.key == request_key:
+            (request,) = self.ledger.get(request_key)
+            assert request is not None
+            if request.record["fingerprint"] != fingerprint:
+                raise AlreadyExistsError(f"request_id {request_id} made another job; use a new one for a new request")
+            return _job(self._get(request.record["job"], "the job of the request"))
+        raise AlreadyExistsError(f"{job.name} exists")
+
+    def get_job(self, tenant: str, study: str, job_id: str) -> JobView:
+        """A job.
+
+        Raises:
+            NotFoundError: the tenant's study has none of that id.
+        """
+        stored = self._get(_job_key(tenant, study, job_id), f"studies/{study}/jobs/{job_id}")
+        return JobView(_job(stored), stored.revision)
+
+    def list_jobs(
+        self, tenant: str, study: str, limit: int, token: str, states: frozenset[JobState] = frozenset()
+    ) -> Page:
+        """Jobs of a study, the youngest first. With `states`, pages may be short, even empty, before the end."""
+        page = self._page(f"job/{tenant}/{study}/", limit, token, _job, reverse=True)
+        items = [job for job in page.items if not states or job.state in states]
+        return Page(items, page.next_token)
+
+    def events(self, job_id: str, after_revision: int, limit: int = MAX_PAGE) -> list[JobView]:
+        """The job after each change of its state later than a revision, in order."""
+        stored = self.ledger.scan(f"event/{job_id}/", f"event/{job_id}/{after_revision:010d}", limit)
+        return [JobView(_job(event), int(event.key.rpartition("/")[2])) for event in stored]
+
+    def cancel_job(self, tenant: str, study: str, job_id: str, now_s: float) -> Job:
+        """See `jobs.cancelled`."""
+        return self._change(tenant, study, job_id, lambda job: jobs.cancelled(job, now_s))
+
+    def suspend_job(self, tenant: str, study: str, job_id: str, suspended: bool) -> Job:
+        """See `jobs.suspended`."""
+        return self._change(tenant, study, job_id, lambda job: jobs.suspended(job, suspended))
+
+    # Uploaded data
+
+    def add_dataset(self, tenant: str, dataset: DatasetRecord, quota: Quota) -> DatasetRecord:
+        """Records an uploaded file; the same file again is the same record.
+
+        Raises:
+            QuotaError: the tenant's data would exceed its limit.
+        """
+        key = f"dataset/{tenant}/{dataset.sha256}"
+        adds = [Add(f"bytes/{tenant}", dataset.num_bytes, quota.max_stored_bytes)]
+        blocked = self.ledger.commit(Transaction([Expect(key, 0)], [Put(key, _dump(dataset))], adds))
+        if isinstance(blocked, Add):
+            raise QuotaError(
+                f"{dataset.num_bytes} bytes more exceed the {quota.max_stored_bytes} that tenant {tenant} may store"
+            )
+        return dataset if blocked is None else self.get_dataset(tenant, dataset.sha256)
+
+    def get_dataset(self, tenant: str, sha256: str) -> DatasetRecord:
+        """An uploaded file.
+
+        Raises:
+            NotFoundError: the tenant has none of that hash.
+        """
+        return DatasetRecord.model_validate(self._get(f"dataset/{tenant}/{sha256}", f"datasets/{sha256}").record)
+
+    def list_datasets(self, tenant: str, limit: int, token: str) -> Page:
+        """Uploaded files of a tenant."""
+        read: Callable[[Stored], Any] = lambda stored: DatasetRecord.model_validate(stored.record)  # noqa: E731
+        return self._page(f"dataset/{tenant}/", limit, token, read)
+
+    # Jobs, as the coordinator sees them
+
+    def take_charge(self, holder: str) -> int:
+        """Makes the caller the only coordinator; returns its epoch. Whoever was in charge can change nothing more."""
+        for _ in range(_MAX_CONFLICTS):
+            (stored,) = self.ledger.get("epoch")
+            revision = stored.revision if stored else 0
+            if self.ledger.commit(Transaction([Expect("epoch", revision)], [Put("epoch", {"holder": holder})])) is None:
+                return revision + 1
+        raise _contended()
+
+    def epoch(self) -> int:
+        """The epoch of the coordinator in charge, 0 before the first."""
+        (stored,) = self.ledger.get("epoch")
+        return stored.revision if stored else 0
+
+    def beat(self, epoch: int, status: Mapping[str, Any]) -> None:
+        """Shows that the coordinator of an epoch lives.
+
+        Raises:
+            ConflictError: another one is in charge.
+        """
+        self._commit_as(epoch, Transaction(changes=[Put("beat", {"epoch": epoch, **status})]))
+
+    def last_beat(self) -> tuple[int, Mapping[str, Any]]:
+        """How many beats there were, and the last one's status."""
+        (stored,) = self.ledger.get("beat")
+        return (stored.revision, stored.record) if stored else (0, {})
+
+    def queues(self, per_tenant: int = MAX_PAGE) -> dict[str, list[QueueEntry]]:
+        """The first jobs in the queue of every tenant that has any, in order of priority, then submission."""
+        queues: dict[str, list[QueueEntry]] = {}
+        after = ""
+        while first := self.ledger.scan("queue/", after, 1):
+            tenant = first[0].key.split("/")[1]
+            entries = self.ledger.scan(f"queue/{tenant}/", "", per_tenant)
+            queues[tenant] = [QueueEntry.model_validate(entry.record) for entry in entries]
+            after = f"queue/{tenant}/\U0010fffe"
+        return queues
+
+    def active(self) -> list[Job]:
+        """All jobs that run, in whoever's hands."""
+        found: list[Job] = []
+        after = ""
+        while entries := self.ledger.scan("active/", after, MAX_PAGE):
+            keys = [
+                _job_key(entry.key.split("/")[1], entry.record["study"], entry.key.rpartition("/")[2])
+                for entry in entries
+            ]
+            jobs_found = [_job(stored) for stored in self.ledger.get(*keys) if stored is not None]
+            found += [job for job in jobs_found if job.state in ACTIVE]
+            after = entries[-1].key
+        return found
+
+    def start(self, epoch: int, job: Job, now_s: float, lease_s: float, base_version: int | None, quota: Quota) -> Job:
+        """See `jobs.started`.
+
+        Raises:
+            QuotaError: too many jobs of the tenant run.
+        """
+        return self._change(
+            job.tenant,
+            job.study,
+            job.job_id,
+            lambda found: jobs.started(found, epoch, now_s, lease_s, base_version),
+            epoch,
+            quota,
+        )
+
+    def extend(
+        self, epoch: int, job: Job, now_s: float, lease_s: float, progress: Mapping[str, Any] | None = None
+    ) -> Job:
+        """See `jobs.extended`. The answer says whether the job is to be cancelled or paused."""
+        change: Callable[[Job], Job] = lambda found: jobs.extended(  # noqa: E731
+            found, epoch, job.attempt, now_s, lease_s, progress
+        )
+        return self._change(job.tenant, job.study, job.job_id, change, epoch)
+
+    def requeue(self, epoch: int, job: Job, now_s: float, back_off_s: float, uses_attempt: bool, note: str) -> Job:
+        """See `jobs.requeued`. Of a job that another coordinator held, too: `epoch` is the caller's."""
+        change: Callable[[Job], Job] = lambda found: jobs.requeued(  # noqa: E731
+            found, job.epoch, job.attempt, now_s, back_off_s, uses_attempt, note
+        )
+        return self._change(job.tenant, job.study, job.job_id, change, epoch)
+
+    def succeed(self, epoch: int, job: Job, now_s: float, result: Mapping[str, Any]) -> Job:
+        """See `jobs.succeeded`. Again, after an answer was lost, changes nothing."""
+
+        def change(found: Job) -> Job:
+            mine = (found.epoch, found.attempt) == (epoch, job.attempt)
+            return (
+                found
+                if mine and found.state is JobState.SUCCEEDED
+                else jobs.succeeded(found, epoch, job.attempt, now_s, result)
+            )
+
+        return self._change(job.tenant, job.study, job.job_id, change, epoch)
+
+    def fail(self, epoch: int, job: Job, now_s: float, failure: Failure) -> Job:
+        """See `jobs.failed`."""
+
+        def change(found: Job) -> Job:
+            mine = (found.epoch, found.attempt) == (epoch, job.attempt)
+            return (
+                found
+                if mine and found.state is JobState.FAILED
+                else jobs.failed(found, epoch, job.attempt, now_s, failure)
+            )
+
+        return self._change(job.tenant, job.study, job.job_id, change, epoch)
+
+    def confirm_cancel(self, epoch: int, job: Job, now_s: float) -> Job:
+        """See `jobs.cancel_confirmed`."""
+
+        def change(found: Job) -> Job:
+            if found.state is JobState.CANCELLED:
+                return found
+            return jobs.cancel_confirmed(found, epoch, job.attempt, now_s)
+
+        return self._change(job.tenant, job.study, job.job_id, change, epoch)
+
+    def give_up(self, epoch: int, job: Job, now_s: float, failure: Failure) -> Job:
+        """See `jobs.given_up`."""
+        change: Callable[[Job], Job] = lambda found: jobs.given_up(found, now_s, failure)  # noqa: E731
+        return self._change(job.tenant, job.study, job.job_id, change, epoch)
+
+    def counts(self, tenants: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Queued and running jobs of tenants."""
+        return {
+            tenant: {name: self.ledger.counter(f"{name}/{tenant}") for name in ("queued", "running", "bytes")}
+            for tenant in tenants
+        }
+
+    # How a change is made
+
+    def _change(
+        self,
+        tenant: str,
+        study: str,
+        job_id: str,
+        change: Callable[[Job], Job],
+        epoch: int | None = None,
+        quota: Quota | None = None,
+    ) -> Job:
+        for _ in range(_MAX_CONFLICTS):
+            stored = self._get(_job_key(tenant, study, job_id), f"studies/{study}/jobs/{job_id}")
+            before = _job(stored)
+            after = change(before)
+            if after == before:
+                return before
+            transaction = self._job_change(stored, after, quota=quota)
+            blocked = self.ledger.commit(transaction) if epoch is None else self._commit_as(epoch, transaction)
+            if blocked is None:
+                return after
+            if isinstance(blocked, Add):
+                raise QuotaError(f"tenant {tenant} runs as many jobs as it may; the job stays queued")
+        raise _contended()
+
+    def _job_change(
+        self,
+        stored: Stored,
+        after: Job,
+        expects: Sequence[Expect] = (),
+        changes: Sequence[Put | Delete] = (),
+        quota: Quota | None = None,
+    ) -> Transaction:
+        """A job's new content, its indexes, counters and, where the state changed, its event."""
+        before = _job(stored)
+        puts: list[Put | Delete] = [*changes, Put(stored.key, _dump(after))]
+        adds: list[Add] = []
+        if after.state is not before.state or after.attempt != before.attempt or after.suspended != before.suspended:
+            puts.append(Put(_event_key(after, stored.revision + 1), _dump(after)))
+        # A paused job counts as queued, but is not in the queue.
+        was_waiting, waits = (job.state is JobState.QUEUED and not job.suspended for job in (before, after))
+        if waits:
+            puts.append(Put(_queue_key(after), _queue_entry(after)))
+        elif was_waiting:
+            puts.append(Delete(_queue_key(after)))
+        queued = (after.state is JobState.QUEUED) - (before.state is JobState.QUEUED)
+        if queued:
+            adds.append(Add(f"queued/{after.tenant}", queued))
+        running = (after.state in ACTIVE) - (before.state in ACTIVE)
+        active_key = f"active/{after.tenant}/{after.job_id}"
+        if running > 0:
+            puts.append(Put(active_key, {"study": after.study}))
+            adds.append(Add(f"running/{after.tenant}", 1, quota.max_running if quota else None))
+        elif running < 0:
+            puts.append(Delete(active_key))
+            adds.append(Add(f"running/{after.tenant}", -1))
+        if after.state.is_terminal and not before.state.is_terminal:
+            adds.append(Add(f"finished/{after.state}", 1))
+        return Transaction([*expects, Expect(stored.key, stored.revision)], puts, adds, topic=after.job_id)
+
+    def _commit_as(self, epoch: int, transaction: Transaction) -> Expect | Add | None:
+        fence = Expect("epoch", epoch)
+        fenced = Transaction([fence, *transaction.expects], transaction.changes, transaction.adds, transaction.topic)
+        blocked = self.ledger.commit(fenced)
+        if blocked == fence:
+            raise SupersededError(f"coordinator {epoch} was replaced by coordinator {self.epoch()}")
+        return blocked
+
+    def _advance_head(self, epoch: int, tenant: str, study: str, version: int, change: Callable[[Head], Head]) -> None:
+        for _ in range(_MAX_CONFLICTS):
+            stored = self._get(f"head/{tenant}/{study}", f"studies/{study}")
+            head = Head.model_validate(stored.record)
+            if head.version != version:
+                raise ConflictError(f"studies/{study} is at version {head.version}, not {version}")
+            transaction = Transaction([Expect(stored.key, stored.revision)], [Put(stored.key, _dump(change(head)))])
+            if self._commit_as(epoch, transaction) is None:
+                return
+        raise _contended()
+
+    def _get(self, key: str, name: str) -> Stored:
+        (stored,) = self.ledger.get(key)
+        if stored is None:
+            raise NotFoundError(f"there is no {name}")
+        return stored
+
+    def _all(self, prefix: str) -> Iterator[Stored]:
+        after = ""
+        while found := self.ledger.scan(prefix, after, MAX_PAGE):
+            yield from found
+            after = found[-1].key
+
+    def _page(self, prefix: str, limit: int, token: str, read: Callable[[Stored], Any], reverse: bool = False) -> Page:
+        found = self.ledger.scan(prefix, prefix + token if token else "", limit + 1, reverse)
+        more = len(found) > limit
+        shown = found[:limit]
+        return Page([read(stored) for stored in shown], shown[-1].key.removeprefix(prefix) if more else "")
+
+
+class SupersededError(ConflictError):
+    """Another coordinator is in charge; this one must stop."""
+
+
+def new_job_id(now_s: float) -> str:
+    """A fresh id. Ids of later jobs sort after those of earlier ones, as far as the machines' clocks agree."""
+    return f"{int(now_s * 1000):012x}{secrets.token_hex(5)}"
+
+
+def parse_spec(record: Mapping[str, Any]) -> JobSpec:
+    """A spec from its record."""
+    return Job.model_validate({"tenant": "", "study": "", "job_id": "", "created_s": 0.0, "spec": record}).spec
+
+
+def _job(stored: Stored) -> Job:
+    return Job.model_validate(stored.record)
+
+
+def _dump(value: Frozen) -> dict[str, Any]:
+    return value.model_dump(mode="json", exclude_defaults=True) | _always(value)
+
+
+def _always(value: Frozen) -> dict[str, Any]:
+    """Discriminators have defaults, and must be written all the same."""
+    if isinstance(value, Job):
+        return {"spec": _dump(value.spec), "state": str(value.state)}
+    kind = getattr(value, "kind", None)
+    return {"kind": kind} if isinstance(kind, str) else {}
+
+
+def _job_key(tenant: str, study: str, job_id: str) -> str:
+    return f"job/{tenant}/{study}/{job_id}"
+
+
+def _prior_key(tenant: str, study: str, version: int) -> str:
+    return f"prior/{tenant}/{study}/{version:08d}"
+
+
+def _queue_key(job: Job) -> str:
+    return f"queue/{job.tenant}/{_PRIORITIES - 1 - job.priority}/{job.job_id}"
+
+
+def _queue_entry(job: Job) -> dict[str, Any]:
+    entry = QueueEntry(
+        tenant=job.tenant,
+        study=job.study,
+        job_id=job.job_id,
+        moves_prior=job.spec.moves_prior,
+        needs_gpu=job.needs_gpu,
+        not_before_s=job.not_before_s,
+        queue_deadline_s=job.queue_deadline_s,
+    )
+    return entry.model_dump(mode="json", exclude_defaults=True)
+
+
+def _event_key(job: Job, revision: int) -> str:
+    return f"event/{job.job_id}/{revision:010d}"
+
+
+def _contended() -> MetaSearchError:
+    return UnavailableError("too many others changed the same record at the same time; try again")

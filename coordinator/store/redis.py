@@ -1,0 +1,247 @@
+"""A ledger in Redis: one Lua script does every change. Meant for a Redis with an append-only file.
+
+Three keys under one hash tag (so that they share a node of a cluster): `{metasearch}:records` (hash, `revision:json`),
+`{metasearch}:index` (sorted set of the keys, all with score 0, which Redis keeps in lexical order) and
+`{metasearch}:counters` (hash). Changes are published on the channel `{metasearch}:changed`.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from common.errors import UnavailableError
+from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
+
+_COMMIT = """
+local records, index, counters, channel = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local request = cjson.decode(ARGV[2])
+local function revision(key)
+  local stored = redis.call('HGET', records, key)
+  if not stored then return 0 end
+  return tonumber(string.match(stored, '^%d+'))
+end
+for i, expect in ipairs(request.expects) do
+  if revision(expect[1]) ~= expect[2] then return {1, i} end
+end
+for i, add in ipairs(request.adds) do
+  if add[3] then
+    local value = tonumber(redis.call('HGET', counters, add[1]) or '0')
+    if value + add[2] > add[3] then return {2, i} end
+  end
+end
+for _, change in ipairs(request.changes) do
+  local key, record = change[1], change[2]
+  if record then
+    redis.call('HSET', records, key, string.format('%d', revision(key) + 1) .. ':' .. record)
+    redis.call('ZADD', index, 0, key)
+  else
+    redis.call('HDEL', records, key)
+    redis.call('ZREM', index, key)
+  end
+end
+for _, add in ipairs(request.adds) do redis.call('HINCRBY', counters, add[1], add[2]) end
+if #request.changes > 0 then redis.call('PUBLISH', channel, request.topic) end
+return {0, 0}
+"""
+
+# One round trip, one moment.
+_SCAN = """
+local keys
+if ARGV[4] == '1' then
+  keys = redis.call('ZREVRANGEBYLEX', KEYS[2], ARGV[2], ARGV[1], 'LIMIT', 0, tonumber(ARGV[3]))
+else
+  keys = redis.call('ZRANGEBYLEX', KEYS[2], ARGV[1], ARGV[2], 'LIMIT', 0, tonumber(ARGV[3]))
+end
+local rows = {}
+for from = 1, #keys, 500 do
+  local part = redis.call('HMGET', KEYS[1], unpack(keys, from, math.min(from + 499, #keys)))
+  for _, row in ipairs(part) do rows[#rows + 1] = row end
+end
+return {keys, rows}
+"""
+_TIMEOUT_S = 5.0
+_RECONNECT_S = 0.5
+
+
+class RedisLedger:
+    """See `coordinator.store.ledger.Ledger`.
+
+    Args:
+        url: `redis://[user:password@]host:port/db`, or `rediss://` for TLS.
+        timeout_s: after which a call that is not answered fails.
+
+    Raises:
+        UnavailableError: no Redis answers there.
+    """
+
+    def __init__(self, url: str, timeout_s: float = _TIMEOUT_S) -> None:
+        try:
+            self._client = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),  # a commit must not be sent twice behind its caller's back
+                health_check_interval=0,
+            )
+        except ValueError as error:
+            raise UnavailableError(f"store {_without_password(url)!r} is not a Redis URL: {error}") from None
+        self._where = _without_password(url)
+        prefix = "{metasearch}:"
+        self._keys = [prefix + name for name in ("records", "index", "counters")]
+        self._channel = prefix + "changed"
+        self._commit = self._client.register_script(_COMMIT)
+        self._scan = self._client.register_script(_SCAN)
+        self._count = 0
+        self._changed = threading.Condition()
+        self._listeners: dict[object, Callable[[str | None], None]] = {}
+        self._closed = threading.Event()
+        self.ping()
+        self._thread = threading.Thread(target=self._listen, name="redis-changes", daemon=True)
+        self._thread.start()
+
+    def commit(self, transaction: Transaction) -> Expect | Add | None:
+        """See `Ledger.commit`."""
+        request = {
+            "expects": [[expect.key, expect.revision] for expect in transaction.expects],
+            "changes": [_change(change) for change in transaction.changes],
+            "topic": transaction.topic or "",
+            "adds": [
+                [add.counter, add.amount, False if add.at_most is None else add.at_most] for add in transaction.adds
+            ],
+        }
+        with self._answering():
+            kind, position = self._commit(keys=self._keys, args=[self._channel, json.dumps(request)])
+        failed: Expect | Add | None = None
+        if kind == 1:
+            failed = transaction.expects[position - 1]
+        if kind == 2:
+            failed = transaction.adds[position - 1]
+        return failed
+
+    def get(self, *keys: str) -> list[Stored | None]:
+        """See `Ledger.get`."""
+        with self._answering():
+            rows: list[Any] = self._client.hmget(self._keys[0], list(keys))
+        return [None if row is None else _stored(key, row) for key, row in zip(keys, rows, strict=True)]
+
+    def scan(self, prefix: str, after: str = "", limit: int = 1000, reverse: bool = False) -> list[Stored]:
+        """See `Ledger.scan`."""
+        low, high = f"[{prefix}", f"({prefix}\U0010ffff"
+        if after and reverse and after < prefix + "\U0010ffff":
+            high = f"({after}"
+        elif after and not reverse and after >= prefix:
+            low = f"({after}"
+        with self._answering():
+            keys, rows = self._scan(keys=self._keys, args=[low, high, limit, int(reverse)])
+        return [_stored(key.decode(), row) for key, row in zip(keys, rows, strict=True)]
+
+    def counter(self, name: str) -> int:
+        """See `Ledger.counter`."""
+        with self._answering():
+            return int(self._client.hget(self._keys[2], name) or 0)
+
+    def tick(self) -> int:
+        """See `Ledger.tick`."""
+        return self._count
+
+    def wait(self, tick: int, timeout_s: float) -> int:
+        """See `Ledger.wait`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count > tick or self._closed.is_set(), timeout_s)
+            return self._count
+
+    def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
+        """See `Ledger.subscribe`."""
+        token = object()
+        with self._changed:
+            self._listeners[token] = listener
+
+        def end() -> None:
+            with self._changed:
+                self._listeners.pop(token, None)
+
+        return end
+
+    def ping(self) -> None:
+        """See `Ledger.ping`."""
+        with self._answering():
+            self._client.ping()
+
+    def close(self) -> None:
+        """See `Ledger.close`."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._heard(None)
+            self._thread.join()
+            self._client.close()
+
+    def _listen(self) -> None:
+        """Counts changes. What is published while the connection is down is lost, so a new connection counts as one."""
+        while not self._closed.is_set():
+            try:
+                with self._client.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
+                    subscription.subscribe(self._channel)
+                    self._heard(None)
+                    while not self._closed.is_set():
+                        message = subscription.get_message(timeout=0.2)
+                        if message is not None:
+                            self._heard(message["data"].decode() or None)
+            except redis.RedisError:
+                self._closed.wait(_RECONNECT_S)
+
+    def _heard(self, topic: str | None) -> None:
+        with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+            listeners = list(self._listeners.values())
+        for listener in listeners:
+            listener(topic)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            reason = str(error) or type(error).__name__
+            raise UnavailableError(
+                f"the job store {self._where} does not answer: {reason}; is Redis running?"
+            ) from error
+
+
+def _change(change: Put | Delete) -> list[object]:
+    return [change.key, json.dumps(change.record, separators=(",", ":")) if isinstance(change, Put) else False]
+
+
+def _stored(key: str, row: bytes) -> Stored:
+    revision, _, record = row.partition(b":")
+    return Stored(key, int(revision), json.loads(record))
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def wait_until_it_answers(url: str, timeout_s: float) -> None:
+    """Waits for a Redis that is starting or loading its data.
+
+    Raises:
+        UnavailableError: the time is up.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            RedisLedger(url).close()
+        except UnavailableError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.1)
+        else:
+            return

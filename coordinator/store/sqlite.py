@@ -1,0 +1,329 @@
+"""A ledger in one SQLite file: write-ahead log, every commit on disk before it is acknowledged, group commit.
+
+Commits of many threads that arrive together share one transaction and one fsync. Other processes on the machine are
+told of changes by a datagram to their bell, a Unix socket in `<file>.bells/`; a lost one costs a poll interval.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+from common.errors import UnavailableError
+from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records
+    (key TEXT PRIMARY KEY, revision INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_MAX_GROUP = 256
+_BUSY_TIMEOUT_S = 5.0
+_POLL_S = 0.25
+_MAX_BELL_BYTES = 4096
+
+
+class SqliteLedger:
+    """See `coordinator.store.ledger.Ledger`.
+
+    Args:
+        path: of the file; it and its folder are made where missing. Not on a network file system.
+        busy_timeout_s: how long to wait for other processes that write.
+
+    Raises:
+        UnavailableError: the file cannot be opened or is not a ledger.
+    """
+
+    def __init__(self, path: Path, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> None:
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self._queue: queue.SimpleQueue[tuple[Transaction, Future[Expect | Add | None]] | None] = queue.SimpleQueue()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnavailableError(f"cannot make the folder of the job store {path}: {error}") from None
+        with self._answering():
+            self._connection().executescript(_SCHEMA)
+        self._bells = _Bells(path)
+        self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
+        self._writer.start()
+
+    def commit(self, transaction: Transaction) -> Expect | Add | None:
+        """See `Ledger.commit`."""
+        if self._closed:
+            raise UnavailableError(f"the job store {self._path} was closed")
+        future: Future[Expect | Add | None] = Future()
+        self._queue.put((transaction, future))
+        return future.result()
+
+    def get(self, *keys: str) -> list[Stored | None]:
+        """See `Ledger.get`."""
+        marks = ",".join("?" * len(keys))
+        with self._answering():
+            rows = (
+                self._connection()
+                .execute(f"SELECT key, revision, record FROM records WHERE key IN ({marks})", keys)
+                .fetchall()
+            )
+        found = {key: Stored(key, revision, json.loads(record)) for key, revision, record in rows}
+        return [found.get(key) for key in keys]
+
+    def scan(self, prefix: str, after: str = "", limit: int = 1000, reverse: bool = False) -> list[Stored]:
+        """See `Ledger.scan`."""
+        low, high = prefix, prefix + "\U0010ffff"
+        if after and reverse:
+            high = min(high, after)
+        elif after:
+            low = max(low, after)
+        # Keys equal to `after` are left out; the prefix itself is a key like any other.
+        bounds = ("key > ?" if after and low == after else "key >= ?") + " AND key < ?"
+        order = "DESC" if reverse else "ASC"
+        with self._answering():
+            rows = (
+                self._connection()
+                .execute(
+                    f"SELECT key, revision, record FROM records WHERE {bounds} ORDER BY key {order} LIMIT ?",
+                    (low, high, limit),
+                )
+                .fetchall()
+            )
+        return [Stored(key, revision, json.loads(record)) for key, revision, record in rows]
+
+    def counter(self, name: str) -> int:
+        """See `Ledger.counter`."""
+        with self._answering():
+            row = self._connection().execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def tick(self) -> int:
+        """See `Ledger.tick`."""
+        return self._bells.count
+
+    def wait(self, tick: int, timeout_s: float) -> int:
+        """See `Ledger.wait`."""
+        return self._bells.wait(tick, timeout_s)
+
+    def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
+        """See `Ledger.subscribe`."""
+        return self._bells.subscribe(listener)
+
+    def ping(self) -> None:
+        """See `Ledger.ping`."""
+        self.commit(Transaction())
+
+    def close(self) -> None:
+        """See `Ledger.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._writer.join()
+        self._bells.close()
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            if self._closed:
+                raise UnavailableError(f"the job store {self._path} was closed")
+            connection = sqlite3.connect(
+                self._path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            with self._lock:
+                self._connections.append(connection)
+            self._local.connection = connection
+        return connection
+
+    def _write(self) -> None:
+        """The only thread of this process that writes."""
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            group = [first]
+            ends = False
+            while len(group) < _MAX_GROUP:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    ends = True
+                    break
+                group.append(item)
+            self._commit_group(group)
+            if ends:
+                return
+
+    def _commit_group(self, group: list[tuple[Transaction, Future[Expect | Add | None]]]) -> None:
+        try:
+            with self._answering():
+                connection = self._connection()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    outcomes = [_apply(connection, transaction) for transaction, _ in group]
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+        except UnavailableError as error:
+            for _, future in group:
+                future.set_exception(error)
+            return
+        changed = [
+            transaction.topic
+            for (transaction, _), outcome in zip(group, outcomes, strict=True)
+            if outcome is None and transaction.changes
+        ]
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            future.set_result(outcome)
+        if changed:
+            self._bells.ring({topic for topic in changed if topic is not None})
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise UnavailableError(
+                f"the job store {self._path} does not answer: {error}; check space, permissions and that it is on a "
+                "local disk"
+            ) from error
+
+
+def _apply(connection: sqlite3.Connection, transaction: Transaction) -> Expect | Add | None:
+    """Checks first, then changes: a transaction that fails leaves its group untouched."""
+    for expect in transaction.expects:
+        row = connection.execute("SELECT revision FROM records WHERE key = ?", (expect.key,)).fetchone()
+        if (row[0] if row else 0) != expect.revision:
+            return expect
+    for add in transaction.adds:
+        if add.at_most is not None:
+            row = connection.execute("SELECT value FROM counters WHERE name = ?", (add.counter,)).fetchone()
+            if (row[0] if row else 0) + add.amount > add.at_most:
+                return add
+    for change in transaction.changes:
+        match change:
+            case Put(key, record):
+                connection.execute(
+                    "INSERT INTO records VALUES (?1, 1, ?2) "
+                    "ON CONFLICT (key) DO UPDATE SET revision = revision + 1, record = ?2",
+                    (key, json.dumps(record, separators=(",", ":"))),
+                )
+            case Delete(key):
+                connection.execute("DELETE FROM records WHERE key = ?", (key,))
+    for add in transaction.adds:
+        connection.execute(
+            "INSERT INTO counters VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = value + ?2",
+            (add.counter, add.amount),
+        )
+    return None
+
+
+class _Bells:
+    """Wakes the waiting threads of all processes that have the file open."""
+
+    def __init__(self, path: Path) -> None:
+        self.count = 0
+        self._changed = threading.Condition()
+        self._listeners: dict[object, Callable[[str | None], None]] = {}
+        self._folder = path.with_name(path.name + ".bells")
+        self._own = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._reachable = True
+        try:
+            self._folder.mkdir(exist_ok=True)
+            self._socket.bind(str(self._own))
+        except OSError:  # a path too long for a socket, or a read-only folder: polling still works
+            self._reachable = False
+        self._socket.settimeout(_POLL_S)
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sender.setblocking(False)
+        self._closed = False
+        self._thread = threading.Thread(target=self._listen, name="sqlite-bell", daemon=True)
+        self._thread.start()
+
+    def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
+        """See `Ledger.subscribe`."""
+        token = object()
+        with self._changed:
+            self._listeners[token] = listener
+
+        def end() -> None:
+            with self._changed:
+                self._listeners.pop(token, None)
+
+        return end
+
+    def ring(self, topics: set[str]) -> None:
+        """Tells everyone, this process included."""
+        message = "\n".join(sorted(topics)).encode()
+        if len(message) > _MAX_BELL_BYTES:
+            message = b""
+        self._heard(message)
+        try:
+            bells = list(self._folder.iterdir())
+        except OSError:
+            return
+        for bell in bells:
+            if bell == self._own:
+                continue
+            try:
+                self._sender.sendto(message, str(bell))
+            except ConnectionRefusedError:  # its process is gone
+                bell.unlink(missing_ok=True)
+            except OSError:  # full: its owner reads the news of the others, and looks at everything once a poll
+                continue
+
+    def wait(self, tick: int, timeout_s: float) -> int:
+        """See `Ledger.wait`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.count > tick or self._closed, timeout_s)
+            return self.count
+
+    def close(self) -> None:
+        """Takes the bell down."""
+        self._closed = True
+        self._heard(b"")
+        with contextlib.suppress(OSError):
+            self._sender.sendto(b"\0", str(self._own))
+        self._thread.join()
+        self._own.unlink(missing_ok=True)
+        self._socket.close()
+        self._sender.close()
+
+    def _listen(self) -> None:
+        while not self._closed:
+            message = b""  # silence: something may have been lost
+            if self._reachable:
+                with contextlib.suppress(TimeoutError):
+                    message = self._socket.recv(2 * _MAX_BELL_BYTES)
+            else:
+                threading.Event().wait(_POLL_S)
+            self._heard(message)
+
+    def _heard(self, message: bytes) -> None:
+        """Of changes to these topics; an empty message stands for any."""
+        with self._changed:
+            self.count += 1
+            self._changed.notify_all()
+            listeners = list(self._listeners.values())
+        for topic in message.decode().split("\n") if message else [None]:
+            for listener in listeners:
+                listener(topic)

@@ -1,0 +1,138 @@
+"""Makes sure that a coordinator exists and lives, also after the whole Ray cluster was lost. Holds nothing itself."""
+
+import contextlib
+import logging
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from common.config import ClusterConfig
+from common.errors import UnavailableError
+from coordinator.cluster import NAMESPACE, connect, disconnect
+from coordinator.service_actor import ACTOR_NAME, start_service_coordinator
+from coordinator.settings import ServiceSettings, open_ledger
+from coordinator.store.jobs import JobStore
+
+_MISSED_BEATS = 10
+_STATUS_TIMEOUT_S = 5.0
+_STARTING_S = 60.0
+_LOOK_S = 0.5
+_RECONNECT_S = 2.0
+
+
+class Supervisor:
+    """Watches over the coordinator actor.
+
+    Args:
+        settings: of the service.
+        cluster: workers to hold.
+        address: of the Ray cluster; None starts a local one, which ends with this process.
+        logger: of the process.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, cluster: ClusterConfig, address: str | None, logger: logging.Logger
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._address = address
+        self._log = logger
+        self._stop = threading.Event()
+        self._handle: Any = None
+
+    def stop(self) -> None:
+        """Ends `run`, from a signal handler or another thread."""
+        self._stop.set()
+
+    def run(self, drain: bool) -> None:
+        """Watches until `stop`; with `drain`, then has the coordinator hand its work over and ends it.
+
+        Raises:
+            UnavailableError: there is no cluster at the address, at the very start.
+        """
+        first = True
+        while not self._stop.is_set():
+            try:
+                connection = connect(self._address)
+            except UnavailableError as error:
+                if first:
+                    raise
+                self._log.warning("%s; trying again", error)
+                self._stop.wait(_RECONNECT_S)
+                continue
+            if connection.dashboard_url:
+                token = "; it asks for a token, `ray get-auth-token` prints it" if connection.needs_token else ""
+                self._log.info("Ray dashboard: %s%s", connection.dashboard_url, token)
+            first = False
+            try:
+                self._watch()
+                if drain:
+                    self._drain()
+            except (RayError, ConnectionError, RuntimeError, UnavailableError) as error:
+                self._log.error("the Ray cluster is gone (%s); connecting anew", str(error).splitlines()[0])
+                self._stop.wait(_RECONNECT_S)
+            finally:
+                with contextlib.suppress(Exception):
+                    disconnect()
+
+    def _watch(self) -> None:
+        store: JobStore | None = None
+        beats, alive_s = -1, time.monotonic()
+        patience_s = _MISSED_BEATS * self._settings.beat_s
+        try:
+            while not self._stop.wait(_LOOK_S):
+                self._handle = start_service_coordinator(self._settings, self._cluster)
+                status = self._status()
+                now_s = time.monotonic()
+                if status is not None and status["state"] in ("failed", "superseded", "drained"):
+                    self._replace(f"it is {status['state']}")
+                    alive_s = now_s
+                    continue
+                try:
+                    store = store or JobStore(open_ledger(self._settings.store))
+                    found, _ = store.last_beat()
+                except UnavailableError as error:
+                    self._log.warning("%s", error)
+                    store, alive_s = None, now_s  # whether it beats cannot be seen
+                    continue
+                if found != beats:
+                    beats, alive_s = found, now_s
+                starting = status is None or status["state"] == "starting"
+                if now_s - alive_s > (max(patience_s, _STARTING_S) if starting else patience_s):
+                    self._replace(f"it has not beaten for {now_s - alive_s:.0f} s")
+                    alive_s = now_s
+        finally:
+            if store is not None:
+                store.ledger.close()
+
+    def _status(self) -> Any:
+        try:
+            return ray.get(self._handle.status.remote(), timeout=_STATUS_TIMEOUT_S)
+        except (GetTimeoutError, RayError):
+            return None
+
+    def _replace(self, reason: str) -> None:
+        self._log.warning("the coordinator is replaced: %s", reason)
+        with contextlib.suppress(RayError):
+            ray.kill(self._handle, no_restart=True)
+        while not self._stop.wait(0.1):
+            try:
+                ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+            except ValueError:
+                return
+
+    def _drain(self) -> None:
+        if self._handle is None:
+            return
+        self._log.info("draining the coordinator, at most %.0f s", self._settings.drain_s)
+        self._handle.drain.remote()
+        until_s = time.monotonic() + self._settings.drain_s
+        while time.monotonic() < until_s:
+            status = self._status()
+            if status is None or status["state"] != "running":
+                break
+            time.sleep(0.1)
+        ray.kill(self._handle, no_restart=True)

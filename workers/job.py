@@ -1,0 +1,290 @@
+"""A job: adapts to a task that a user brings, and stores what was found.
+
+A job's folder:
+    weights.safetensors    the adapted vectors, see `AdaptResult.weights`
+    result.json            all else that was found, see `describe`
+    manifest.json          names, sizes and SHA-256 of both, written last: a result without one is not complete
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
+
+from common.config import SpaceConfig, StudyConfig
+from common.cost import network_cost
+from common.derivation import Limits, ScoredGenotype, genotype_probability, select, top_genotypes
+from common.errors import AdaptationError, InvalidInputError
+from common.messages import (
+    AdaptRequest,
+    AdaptResult,
+    ArtifactInfo,
+    Evaluation,
+    Interim,
+    JobRequest,
+    JobResult,
+)
+from common.meta.posterior import num_categoricals
+from common.meta.prior import Prior
+from common.space.genotype import DerivationRule, Genotype, derive
+from common.storage import ArtifactFolder
+from common.tasks import LearningTask
+from workers.data.cache import cache_root
+from workers.data.choice import task_of
+from workers.data.fetch import fetch
+from workers.runner import TaskRunner
+
+# Every job's task has this id, for its random numbers: equal requests find the same, whatever the job is called.
+TASK_ID = "adapt"
+
+WEIGHTS = "weights.safetensors"
+RESULT = "result.json"
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+
+NUM_TOP_GENOTYPES = 5
+
+Probabilities = Mapping[str, NDArray[np.float64]]
+
+
+def run_job(
+    runner: TaskRunner,
+    prior: Prior,
+    request: JobRequest,
+    on_step: Callable[[int], None] = lambda step: None,
+    on_interim: Callable[[Interim], None] = lambda interim: None,
+) -> JobResult:
+    """Fetches the images, adapts the prior to them, derives an architecture, stores everything.
+
+    Args:
+        runner: does the adapting.
+        prior: of the version that the request names.
+        request: what to do.
+        on_step: called with the number of steps done, after each.
+        on_interim: called at each evaluation with the best found so far, by accuracy; the latest of equals.
+
+    Raises:
+        InvalidInputError: the choice of images or classes is wrong, or no architecture is within the limits.
+        NotFoundError: the images do not exist.
+        ConflictError: the prior is of another version.
+        UnavailableError: the images cannot be fetched, or the results not be stored.
+        CorruptArtifactError: the file of images does not have its SHA-256.
+        AdaptationError: the adaptation diverged, or ran out of memory.
+    """
+    check_limits(request.derivation, request.limits)
+    task = _task(request)
+    best: Interim | None = None
+
+    def note(evaluation: Evaluation, probabilities: Probabilities) -> None:
+        nonlocal best
+        _check_finite(evaluation.loss, evaluation.step)
+        if best is None or evaluation.accuracy >= best.accuracy:
+            found = find_genotype(probabilities, task, request.config, request.derivation, request.limits)
+            best = Interim(evaluation.step, evaluation.accuracy, found.genotype)
+        on_interim(best)
+
+    result = runner.run(prior, _adapt_request(request, task, prior), on_step, note)
+    for step, loss in enumerate(result.train_losses):
+        _check_finite(loss, step)
+    found = find_genotype(result.probabilities, task, request.config, request.derivation, request.limits)
+    content = describe(result, task, prior, request.config, request.derivation, found, request.limits)
+    content["job"] = {
+        "job_id": request.job_id,
+        "attempt": request.attempt,
+        "file": None if request.file is None else request.file.model_dump(mode="json"),
+    }
+    assert result.weights is not None
+    return JobResult(
+        job_id=request.job_id,
+        update=None if result.update is None else replace(result.update, task_id=request.job_id),
+        summary=_summary(content),
+        artifacts=_store(ArtifactFolder(request.result_url), result.weights, content),
+    )
+
+
+def check_limits(rule: DerivationRule, limits: Limits) -> None:
+    """Refuses limits that the rule of derivation cannot keep.
+
+    Raises:
+        InvalidInputError: there are limits, and the rule is not top2_pairs.
+    """
+    if rule != "top2_pairs" and limits != Limits():
+        raise InvalidInputError(f"limits need the derivation top2_pairs, got {rule!r}; change it, or remove the limits")
+
+
+def evaluation_steps(steps: int) -> tuple[int, ...]:
+    """When to measure: 0, 1, 2, 5, 10, 20, 50, ... and at the end."""
+    marks = {0, steps}
+    scale = 1
+    while scale <= steps:
+        marks |= {mark for mark in (scale, 2 * scale, 5 * scale) if mark <= steps}
+        scale *= 10
+    return tuple(sorted(marks))
+
+
+def find_genotype(
+    probabilities: Probabilities, task: LearningTask, config: StudyConfig, rule: DerivationRule, limits: Limits
+) -> ScoredGenotype:
+    """The architecture that an adapted posterior stands for, and its probability.
+
+    Raises:
+        InvalidInputError: no architecture is within the limits, or the rule takes none.
+    """
+    check_limits(rule, limits)
+    space = config.space
+    if rule == "top2_pairs":
+        return select(probabilities, space, config.network, task.image_size, len(task.classes), limits)
+    genotype = derive(probabilities, space.topology, space.ops, rule, seed=task.seed)
+    return ScoredGenotype(genotype, genotype_probability(genotype, probabilities, space))
+
+
+def describe(
+    result: AdaptResult,
+    task: LearningTask,
+    prior: Prior,
+    config: StudyConfig,
+    rule: DerivationRule,
+    found: ScoredGenotype,
+    limits: Limits,
+) -> dict[str, Any]:
+    """What result.json holds about an adaptation: plain values."""
+    space = config.space
+    cost = network_cost(found.genotype, space, config.network, task.image_size, len(task.classes))
+    return {
+        "task": task.model_dump(mode="json"),
+        "prior": {"version": prior.version, "sha256": prior.digest()},
+        "genotype": _plain(found.genotype),
+        "probability": found.probability,
+        "derivation": rule,
+        "limits": limits.model_dump(mode="json"),
+        "top_genotypes": [
+            {"genotype": _plain(scored.genotype), "probability": scored.probability}
+            for scored in top_genotypes(result.probabilities, space, NUM_TOP_GENOTYPES)
+        ],
+        "network": {"num_params": cost.num_params, "num_macs": cost.num_macs},
+        "architecture_posterior": {
+            "ops": list(space.ops),
+            "probabilities": {kind: values.tolist() for kind, values in result.probabilities.items()},
+            "entropy_nats": entropies(result.probabilities, space),
+        },
+        "evaluations": [
+            {"step": evaluation.step, "accuracy": evaluation.accuracy, "loss_nats": evaluation.loss}
+            for evaluation in result.evaluations
+        ],
+        "evaluation_mode": "transductive: BatchNorm by the statistics of the test images",
+        "train_losses_nats": list(result.train_losses),
+        "batch_size": result.batch_size,
+        "adapt_s": result.adapt_s,
+        "images_per_s": result.images_per_s,
+        "environment": environment(),
+    }
+
+
+def entropies(probabilities: Probabilities, space: SpaceConfig) -> dict[str, float]:
+    """Mean entropy of the categoricals of each kind of cell, in nats."""
+    count = num_categoricals(space.topology, space.normalisation)
+    return {
+        kind: float(torch.special.entr(torch.from_numpy(values)).sum()) / count
+        for kind, values in probabilities.items()
+    }
+
+
+def environment() -> dict[str, str | int]:
+    """What a result was computed with."""
+    packages = {name: version(name) for name in ("torch", "ray", "numpy", "meta-arch-search")}
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": device,
+    }
+
+
+def _task(request: JobRequest) -> LearningTask:
+    choice = request.choice
+    if request.file is not None:
+        path = fetch(request.file, cache_root())
+        choice = choice.model_copy(update={"data": choice.data.model_copy(update={"source": str(path)})})
+    return task_of(choice, request.config, TASK_ID)
+
+
+def _adapt_request(request: JobRequest, task: LearningTask, prior: Prior) -> AdaptRequest:
+    config = request.config
+    relaxation, _ = config.relaxation.at(request.version, config.rounds)
+    return AdaptRequest(
+        task=task,
+        space=config.space,
+        network=config.network,
+        inner=request.inner,
+        study_seed=config.seed,
+        version=request.version,
+        relaxation=relaxation,
+        tau=prior.tau,
+        eval_steps=evaluation_steps(request.inner.steps),
+        returns_update=request.returns_update,
+        returns_weights=True,
+    )
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise AdaptationError(f"the loss is {loss} at step {step}: the adaptation diverged; lower theta.lr")
+
+
+def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
+    evaluations = content["evaluations"]
+    return {
+        "genotype": content["genotype"],
+        "probability": content["probability"],
+        "top_genotypes": content["top_genotypes"],
+        "accuracy": evaluations[-1]["accuracy"],
+        "num_params": content["network"]["num_params"],
+        "num_macs": content["network"]["num_macs"],
+        "entropy_nats": content["architecture_posterior"]["entropy_nats"],
+        "evaluations": evaluations,
+        "prior_version": content["prior"]["version"],
+        "steps": len(content["train_losses_nats"]),
+        "seconds": content["adapt_s"],
+    }
+
+
+def _store(
+    folder: ArtifactFolder, weights: Mapping[str, NDArray[np.float32]], content: Mapping[str, Any]
+) -> tuple[ArtifactInfo, ...]:
+    files = {
+        WEIGHTS: save_tensors({name: np.ascontiguousarray(vector) for name, vector in weights.items()}),
+        RESULT: json.dumps(content, indent=2, allow_nan=False).encode(),
+    }
+    artifacts = tuple(ArtifactInfo(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items())
+    folder.remove(MANIFEST)  # of an earlier attempt: it speaks for files that are about to change
+    for name, data in files.items():
+        folder.write(name, data)
+    manifest = {"format": MANIFEST_FORMAT, "artifacts": [asdict(artifact) for artifact in artifacts]}
+    folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
+    return artifacts
+
+
+def _plain(genotype: Genotype) -> Any:
+    return json.loads(genotype.to_json())
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
