@@ -1,14 +1,9 @@
 """Comparisons on fresh tasks: arms (a prior and a way to adapt) against each other, task by task."""
 
-import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from common.config import InnerConfig, Split, StudyConfig, TaskFamily
@@ -95,25 +90,3 @@ def mean_genotype(results: Sequence[AdaptResult], config: StudyConfig) -> Genoty
         kind: np.mean([result.probabilities[kind] for result in results], axis=0) for kind in config.space.cell_kinds
     }
     return derive(means, config.space.topology, config.space.ops)
-
-
-def environment() -> Mapping[str, str | int]:
-    """What a result was computed with."""
-    packages = {name: version(name) for name in ("torch", "ray", "numpy", "meta-arch-search")}
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
-    return {
-        "python": platform.python_version(),
-        **packages,
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "device": device,
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -8,18 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import UnavailableError
 from common.storage import write_private
 from coordinator.api.auth import create_token
-from coordinator.settings import ServiceSettings
+from coordinator.settings import ServiceSettings, load_settings
 
 TOKEN_FILE = "token"
 _READY_TIMEOUT_S = 60.0
 _RESTART_S = 1.0
 READY = "metasearch gateway ready: "
+DASHBOARD = "Ray dashboard:"
 
 
 def local_token(settings: ServiceSettings, folder: Path) -> str:
@@ -31,6 +32,19 @@ def local_token(settings: ServiceSettings, folder: Path) -> str:
     return path.read_text("utf-8").strip()
 
 
+def local_settings(folder: Path, file: Path | None = None, **changes: Any) -> ServiceSettings:
+    """Settings of a service that keeps everything in one folder, as far as they do not say otherwise.
+
+    Raises:
+        InvalidInputError: names every wrong field.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    given.setdefault("store", f"sqlite:{folder / 'jobs.sqlite'}")
+    given.setdefault("artifacts", str(folder / "artifacts"))
+    given.setdefault("tokens", folder / "tokens.toml")
+    return load_settings(file, given)
+
+
 class LocalService:
     """The processes of a service on this machine.
 
@@ -38,16 +52,23 @@ class LocalService:
         settings: of the service; the store and artifacts must be local.
         logger: hears of restarts.
         log_folder: gateway.log and coordinator.log go there.
-        extra: more arguments for the supervisor.
+        workers: worker actors; all that there is room for where not given.
+        address: of a Ray cluster to use; None starts a local one.
     """
 
     def __init__(
-        self, settings: ServiceSettings, logger: logging.Logger, log_folder: Path, extra: Sequence[str] = ()
+        self,
+        settings: ServiceSettings,
+        logger: logging.Logger,
+        log_folder: Path,
+        workers: int | None = None,
+        address: str | None = None,
     ) -> None:
         self._settings = settings
         self._log = logger
         self._folder = log_folder
-        self._extra = list(extra)
+        self._extra = ["--local"] if address is None else ["--address", address, "--drain"]
+        self._extra += [] if workers is None else ["--workers", str(workers)]
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.port = 0
         log_folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +84,13 @@ class LocalService:
         self._start("gateway")
         self._start("coordinator")
 
-    def watch(self, should_stop: object = None) -> None:
+    def dashboard_lines(self) -> list[str]:
+        """Where the Ray dashboard is, as the coordinator's log says."""
+        text = (self._folder / "coordinator.log").read_text("utf-8", errors="replace")
+        found = [line for line in text.splitlines() if DASHBOARD in line]
+        return [found[-1][found[-1].index(DASHBOARD) :]] if found else []
+
+    def watch(self) -> None:
         """Restarts children that end, until interrupted."""
         while True:
             for name, child in list(self._children.items()):
@@ -92,7 +119,7 @@ class LocalService:
             port = [] if not self.port else ["--listen", f"{self._settings.listen.rpartition(':')[0]}:{self.port}"]
             command += ["serve", "--settings", str(self._file), *port]
         else:
-            command += ["coordinate", "--settings", str(self._file), "--local", *self._extra]
+            command += ["coordinate", "--settings", str(self._file), *self._extra]
         with (self._folder / f"{name}.log").open("ab") as log:
             # A group of its own: Ctrl-C reaches the parent, which then drains its children in order.
             self._children[name] = subprocess.Popen(

@@ -85,15 +85,11 @@ def _serve_local(file: Path | None, changes: dict[str, Any], folder: Path, worke
     import signal
 
     from common.telemetry import logger_for
-    from coordinator.local_service import LocalService, local_token
+    from coordinator.local_service import LocalService, local_settings, local_token
 
-    changes["store"] = changes["store"] or f"sqlite:{folder / 'jobs.sqlite'}"
-    changes["artifacts"] = changes["artifacts"] or str(folder / "artifacts")
-    changes["tokens"] = changes["tokens"] or folder / "tokens.toml"
-    settings = load_settings(file, changes)
+    settings = local_settings(folder, file, **changes)
     local_token(settings, folder)
-    extra = [] if workers is None else ["--workers", str(workers)]
-    service = LocalService(settings, logger_for("service"), folder / "logs", extra)
+    service = LocalService(settings, logger_for("service"), folder / "logs", workers)
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -9,12 +9,8 @@ A job's folder:
 import hashlib
 import json
 import math
-import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +39,7 @@ from common.tasks import LearningTask
 from workers.data.cache import cache_root
 from workers.data.choice import task_of
 from workers.data.fetch import fetch
+from workers.environment import environment
 from workers.runner import TaskRunner
 
 # Every job's task has this id, for its random numbers: equal requests find the same, whatever the job is called.
@@ -200,19 +197,6 @@ def entropies(probabilities: Probabilities, space: SpaceConfig) -> dict[str, flo
     }
 
 
-def environment() -> dict[str, str | int]:
-    """What a result was computed with."""
-    packages = {name: version(name) for name in ("torch", "ray", "numpy", "meta-arch-search")}
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
-    return {
-        "python": platform.python_version(),
-        **packages,
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "device": device,
-    }
-
-
 def _task(request: JobRequest) -> LearningTask:
     choice = request.choice
     if request.file is not None:
@@ -279,12 +263,3 @@ def _store(
 
 def _plain(genotype: Genotype) -> Any:
     return json.loads(genotype.to_json())
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

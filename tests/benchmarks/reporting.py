@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from rich.console import Console
 
-from coordinator.experiment import environment
+from workers.environment import environment
 
 # The table is for people, on standard error; standard output ends in the JSON object.
 console = Console(stderr=True)

@@ -30,6 +30,10 @@ ONE_KIND = SpaceConfig(primitives=SPACE.primitives, num_nodes=2, cell_kinds={"no
 
 ONE_NODE = SpaceConfig(primitives=("none", "skip_connect", "max_pool_3x3"), num_nodes=1, cell_kinds={"normal": 1})
 
+# One kind, ops whose parameters and multiply-accumulates rank differently, also by source: 540 genotypes.
+VARIED = SpaceConfig(primitives=("sep_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7"), num_nodes=2, cell_kinds={"up": 2})
+VARIED_NETWORK = NetworkConfig(channels=2, cells=("up", "up", "up"), heads={16: 1})
+
 # Of every profile's size, for what need not enumerate.
 LARGE = SpaceConfig(profile="base+", num_nodes=4)
 LARGE_NETWORK = NetworkConfig(heads={32: 2})
@@ -52,18 +56,30 @@ def drawn_pairs(weights: list[int]) -> dict[frozenset[int], Fraction]:
     return pairs
 
 
-@cache
-def every_cell() -> list[tuple[tuple[GenotypeEdge, ...], ...]]:
-    kept = [name for name in SPACE.ops if name != NONE]
+def every_cell_of(space: SpaceConfig) -> list[tuple[tuple[GenotypeEdge, ...], ...]]:
+    kept = [name for name in space.ops if name != NONE]
     nodes = [
         list(
             itertools.combinations(
                 [GenotypeEdge(source=source, primitive=name) for source in range(2 + node) for name in kept], 2
             )
         )
-        for node in range(SPACE.num_nodes)
+        for node in range(space.num_nodes)
     ]
     return list(itertools.product(*nodes))
+
+
+@cache
+def every_cell() -> list[tuple[tuple[GenotypeEdge, ...], ...]]:
+    return every_cell_of(SPACE)
+
+
+@cache
+def every_varied_cost() -> dict[tuple[tuple[GenotypeEdge, ...], ...], Cost]:
+    return {
+        cell: network_cost(Genotype(cells={"up": cell}), VARIED, VARIED_NETWORK, 16, 2)
+        for cell in every_cell_of(VARIED)
+    }
 
 
 @cache
@@ -272,6 +288,21 @@ def test_select_finds_the_most_probable_genotype_within_limits(posterior, limits
     assert fits(every_cost()[index], limits)
     assert found.probability == pytest.approx(max(feasible), rel=1e-10)
     assert found.probability == pytest.approx(probabilities[index], rel=1e-10)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.1, 3.0), st.integers(0, 539), st.integers(0, 539))
+def test_select_trades_parameters_against_multiply_accumulates(seed, sharpness, first, second):
+    posterior = {"up": random_posterior(VARIED, seed)["up"] ** sharpness}
+    costs = list(every_varied_cost().values())
+    limits = Limits(max_params=costs[first].num_params, max_macs=costs[second].num_macs)
+    ranked = top_genotypes(posterior, VARIED, len(costs))
+    expected = next((one for one in ranked if fits(every_varied_cost()[one.genotype.cells["up"]], limits)), None)
+    if expected is None:
+        with pytest.raises(InvalidInputError, match="each alone is possible"):
+            select(posterior, VARIED, VARIED_NETWORK, 16, 2, limits)
+        return
+    assert select(posterior, VARIED, VARIED_NETWORK, 16, 2, limits).genotype == expected.genotype
 
 
 @pytest.mark.parametrize("seed", range(4))
