@@ -9,13 +9,13 @@ APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install
 CAN_INSTALL := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 # Logic without Ray, clock or network; its branch coverage is kept above the threshold.
-PURE := common/*,workers/adapt.py,coordinator/outer.py,coordinator/rounds.py,coordinator/cell_layout.py,coordinator/drawing.py,coordinator/report.py
+PURE := common/*,workers/adapt.py,coordinator/jobs.py,coordinator/fairness.py,coordinator/store/jobs.py,coordinator/outer.py,coordinator/rounds.py,coordinator/cell_layout.py,coordinator/drawing.py,coordinator/report.py
 MIN_COVERAGE_PERCENT := 90
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench data clean
+.PHONY: help demo test check fmt proto bench data redis clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ help: ## List the targets
 demo: $(INSTALLED) ## Meta-learn a small prior, adapt it to unseen tasks, draw the results
 	$(BIN)/metasearch demo $(ARGS)
 
-test: $(INSTALLED) data ## Run the tests; without ARGS also hold the coverage of the pure modules
+test: $(INSTALLED) data redis ## Run the tests; without ARGS also hold the coverage of the pure modules
 	$(BIN)/pytest $(if $(ARGS),$(ARGS),--cov --cov-report=)
 	$(if $(ARGS),@true,$(BIN)/coverage report --include='$(PURE)' --fail-under=$(MIN_COVERAGE_PERCENT))
 
@@ -33,12 +33,17 @@ check: $(INSTALLED) ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/buf lint coordinator/api/proto
+	$(BIN)/buf format --diff --exit-code coordinator/api/proto
 
 fmt: $(INSTALLED) ## Format, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED) data ## Run every script of tests/benchmarks, one after the other
+proto: $(INSTALLED) ## Generate the stubs of the gRPC protocol
+	$(BIN)/python coordinator/api/proto/generate.py
+
+bench: $(INSTALLED) data redis ## Run every script of tests/benchmarks, one after the other
 	@set -e; for script in $(sort $(wildcard tests/benchmarks/bench_*.py)); do \
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
@@ -47,6 +52,11 @@ data: # The real Fashion-MNIST. A missing data set skips tests, it fails nothing
 	@[ -d $(FASHION_MNIST) ] || { \
 	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) dataset-fashion-mnist; else false; fi \
 	} || echo 'Without Fashion-MNIST the tests and benchmarks on it are skipped; to have it: apt-get install dataset-fashion-mnist (as root)'
+
+redis: # A real Redis for the job store's tests and benchmarks, which start their own. Missing, it skips tests, and fails nothing.
+	@command -v redis-server >/dev/null || { \
+	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) redis-server; else false; fi \
+	} || echo 'Without redis-server the tests on Redis are skipped; to have it: apt-get install redis-server (as root)'
 
 clean: ## Remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \

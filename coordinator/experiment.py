@@ -1,15 +1,14 @@
 """Comparisons on fresh tasks: arms (a prior and a way to adapt) against each other, task by task."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.config import InnerConfig, Split, StudyConfig, TaskFamily
 from common.messages import AdaptRequest, AdaptResult
-from common.meta.prior import Prior, initial_prior
-from common.space.genotype import Genotype, derive
+from common.meta.prior import Prior
 from common.tasks import LearningTask
 from workers.data.episodes import sample_task
 from workers.data.sources import load_arrays
@@ -71,22 +70,3 @@ def compare(
 def accuracies(results: Sequence[AdaptResult]) -> NDArray[np.float64]:
     """Held-out accuracy 0..1, (num_tasks, num_eval_steps)."""
     return np.array([[evaluation.accuracy for evaluation in result.evaluations] for result in results])
-
-
-def scratch_arm(config: StudyConfig, steps: int, name: str = "from scratch") -> Arm:
-    """The same supernet without a prior, with the settings that suit it best: no Gumbel noise, learning rate 0.1.
-
-    Gumbel noise handicaps an untrained network; with it, the comparison would flatter the prior.
-    """
-    inner = config.adapt.model_copy(
-        update={"relaxation": "softmax", "steps": steps, "theta": config.adapt.theta.model_copy(update={"lr": 0.1})}
-    )
-    return Arm(name, replace(initial_prior(config), tau=1.0), inner)
-
-
-def mean_genotype(results: Sequence[AdaptResult], config: StudyConfig) -> Genotype:
-    """The genotype of the mean posterior over several tasks (BASE: how the ImageNet architecture is derived)."""
-    means = {
-        kind: np.mean([result.probabilities[kind] for result in results], axis=0) for kind in config.space.cell_kinds
-    }
-    return derive(means, config.space.topology, config.space.ops)
