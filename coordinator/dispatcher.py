@@ -27,7 +27,7 @@ from common.errors import (
 from common.messages import AdaptRequest, AdaptResult, JobRequest, JobResult
 from common.meta.prior import Prior, initial_prior
 from common.storage import ArtifactFolder
-from coordinator.fairness import pick
+from coordinator.fairness import MAX_BACK_OFF_S, pick
 from coordinator.jobs import AdaptSpec, Failure, FailureReason, Job, JobState, MetaTrainSpec
 from coordinator.outer import OuterStep
 from coordinator.pool import MAX_IN_FLIGHT, Outcome
@@ -39,7 +39,6 @@ from workers.actor import WorkerStatus
 from workers.data.arrays import ClassArrays
 
 _KEPT_PRIORS = 8
-_MAX_BACK_OFF_S = 60.0
 _LOOK_EVERY_S = 1.0
 _TASK_ATTEMPTS = ClusterConfig().max_attempts
 
@@ -155,6 +154,9 @@ class Dispatcher:
             if not self.draining:
                 self._start_jobs()
         except UnavailableError as error:
+            # A job may have been started without our hearing of it: it goes back before another one starts, so that
+            # jobs that move a prior keep their order.
+            self._recovered = False
             if self._every("complaint", 5.0):
                 self.logger.warning("%s", error)
         for outcome in self.pool.poll(timeout_s):
@@ -223,7 +225,10 @@ class Dispatcher:
         pointer = self.store.get_prior(tenant, study, version)
         if pointer.digest not in self._priors:
             stem = f"{self._study_folder(tenant, study)}/{pointer.stem}"
-            self._keep(load_prior(self.artifacts, stem, version))
+            prior = load_prior(self.artifacts, stem, version)
+            if prior.digest() != pointer.digest:
+                raise CorruptArtifactError(f"{self.artifacts.path(stem)} is not the prior that the job store names")
+            self._keep(prior)
         self._priors.move_to_end(pointer.digest)
         return self._priors[pointer.digest]
 
@@ -272,13 +277,14 @@ class Dispatcher:
         room = MAX_IN_FLIGHT * self.pool.num_workers
         if not (self._look_at_queue or self._every("queue", _LOOK_EVERY_S)):
             return
+        refused: set[str] = set()
         while self.pool.num_pending < room and len(self._runs) < room:
             self._look_at_queue = False
             queues = self.store.queues()
             running: dict[str, int] = {}
             for job in self.running:
                 running[job.tenant] = running.get(job.tenant, 0) + 1
-            full = {t for t in queues if running.get(t, 0) >= self.settings.quota_of(t).max_running}
+            full = {t for t in queues if running.get(t, 0) >= self.settings.quota_of(t).max_running} | refused
             entry = pick(
                 {tenant: entries for tenant, entries in queues.items() if tenant not in full},
                 running,
@@ -289,23 +295,42 @@ class Dispatcher:
             )
             if entry is None:
                 return
-            self._look_at_queue = True
-            self._start(self.store.get_job(entry.tenant, entry.study, entry.job_id).job)
+            if self._start(self.store.get_job(entry.tenant, entry.study, entry.job_id).job):
+                self._look_at_queue = True
+            else:  # asking again at once would have the same answer
+                refused.add(entry.tenant)
 
-    def _start(self, job: Job) -> None:
-        version = self._base_version(job)
+    def _start(self, job: Job) -> bool:
+        """Starts a job, unless the store refuses."""
+        problem: MetaSearchError | None = None
+        version: int | None = None
+        try:
+            version = self._base_version(job)
+        except (SupersededError, UnavailableError):
+            raise
+        except MetaSearchError as error:  # of its study: the job fails, as soon as it runs
+            problem = error
+        # A job that the queue offers has waited long enough, whatever a clock that was set back says.
+        now_s = max(self.now_s(), job.not_before_s)
         quota = self.settings.quota_of(job.tenant)
         try:
-            job = self.store.start(self.epoch, job, self.now_s(), self.settings.lease_s, version, quota)
+            job = self.store.start(self.epoch, job, now_s, self.settings.lease_s, version, quota)
         except SupersededError:
             raise
         except (ConflictError, QuotaError) as error:  # cancelled or paused a moment ago
             self.logger.info("%s", error)
-            return
+            return False
         self.logger.info("job %s starts, attempt %d", job.name, job.attempt)
         run: _Run = _AdaptRun(self, job) if isinstance(job.spec, AdaptSpec) else _TrainRun(self, job)
         self._runs[job.job_id] = run
-        self._guarded(run, lambda run: run.begin())
+
+        def begin(run: _Run) -> None:
+            if problem is not None:
+                raise problem
+            run.begin()
+
+        self._guarded(run, begin)
+        return True
 
     def _base_version(self, job: Job) -> int:
         """The version that the job starts from, made first if the study has none."""
@@ -328,12 +353,10 @@ class Dispatcher:
                     continue
                 job = self.store.get_job(entry.tenant, entry.study, entry.job_id).job
                 if job.attempt:
-                    reason, why = FailureReason.DEADLINE_EXCEEDED, f"it was started {job.attempt} times: {job.note}"
-                elif job.needs_gpu and not self.pool.gpus_per_worker:
-                    reason, why = FailureReason.RESOURCE_UNAVAILABLE, f"it asked for a GPU; {self._capacity}"
-                else:
-                    reason, why = FailureReason.RESOURCE_UNAVAILABLE, f"all workers were busy; {self._capacity}"
-                failure = Failure(reason=reason, message=f"it did not finish waiting before its deadline: {why}")
+                    continue  # it was started in time, and is back through no fault of its own
+                asked = "it asked for a GPU" if job.needs_gpu and not self.pool.gpus_per_worker else "workers were busy"
+                message = f"it could not start before its deadline: {asked}; {self._capacity}"
+                failure = Failure(reason=FailureReason.RESOURCE_UNAVAILABLE, message=message)
                 try:
                     self.store.give_up(self.epoch, job, self.now_s(), failure)
                 except SupersededError:
@@ -423,7 +446,7 @@ class Dispatcher:
         """RUNNING -> QUEUED, with a wait that doubles each time."""
         run.give_up()
         job = run.job
-        back_off_s = min(self.settings.back_off_s * 2 ** min(job.attempt - 1, 10), _MAX_BACK_OFF_S)
+        back_off_s = min(self.settings.back_off_s * 2 ** min(job.attempt - 1, 10), MAX_BACK_OFF_S)
         self.owe(
             job,
             lambda: _ignore(self.store.requeue(self.epoch, job, self.now_s(), back_off_s, uses_attempt, note[:500])),
@@ -442,6 +465,7 @@ class Dispatcher:
                 raise
             except (ConflictError, NotFoundError) as error:
                 self.logger.warning("too late: %s", error)
+                self._recovered = False  # being cancelled, perhaps: then nobody else ends it
             self._owed.pop(0)
 
     def _keep(self, prior: Prior) -> None:
@@ -471,10 +495,12 @@ class Dispatcher:
 class _Run:
     """A job at hand."""
 
+    config: StudyConfig
+    """Of its study; from `begin` on."""
+
     def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
         self.dispatcher = dispatcher
         self.job = job
-        self.config = dispatcher.config_of(job.tenant, job.study)
         self.last_progress: Mapping[str, Any] = {}
 
     def begin(self) -> None:
@@ -507,7 +533,12 @@ class _AdaptRun(_Run):
     def begin(self) -> None:
         spec, job = self.job.spec, self.job
         assert isinstance(spec, AdaptSpec) and job.base_version is not None
-        self.prior = self.dispatcher.prior_of(job.tenant, job.study, job.base_version)
+        self.config = self.dispatcher.config_of(job.tenant, job.study)
+        version = job.base_version
+        if spec.contribute:
+            # While it was paused, or overtaken by one of a higher priority, the prior may have moved on.
+            version = self.dispatcher.store.head(job.tenant, job.study).version
+        self.prior = self.dispatcher.prior_of(job.tenant, job.study, version)
         inner = self.config.adapt if spec.steps is None else self.config.adapt.model_copy(update={"steps": spec.steps})
         self.url = self.dispatcher.artifacts.url_of(self.dispatcher.folder_of(job))
         request = JobRequest(
@@ -517,7 +548,7 @@ class _AdaptRun(_Run):
             file=spec.file,
             config=self.config,
             inner=inner,
-            version=job.base_version,
+            version=version,
             derivation=spec.derivation,
             limits=spec.limits,
             result_url=self.url,
@@ -531,7 +562,7 @@ class _AdaptRun(_Run):
                 job.study,
                 Plan(
                     job_id=job.job_id,
-                    base_version=job.base_version,
+                    base_version=version,
                     task_ids=(job.job_id,),
                     rule=self.config.outer.rule,
                 ),
@@ -594,12 +625,16 @@ class _AdaptRun(_Run):
 class _TrainRun(_Run):
     """Rounds, one after the other. One that is given up leaves no trace, and is computed again to the same bytes."""
 
+    def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
+        super().__init__(dispatcher, job)
+        self.keys: set[str] = set()
+
     def begin(self) -> None:
         spec = self.job.spec
         assert isinstance(spec, MetaTrainSpec)
+        self.config = self.dispatcher.config_of(self.job.tenant, self.job.study)
         self.target = spec.until_version or self.config.rounds
         self.pausing = False
-        self.keys: set[str] = set()
         self.metrics: Mapping[str, float] = {}
         head = self.dispatcher.store.head(self.job.tenant, self.job.study)
         self.prior = self.dispatcher.prior_of(self.job.tenant, self.job.study, head.version)

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from coordinator.store.jobs import QueueEntry
 
+MAX_BACK_OFF_S = 60.0
+"""Longest wait after a failure. A job that would have to wait for longer does so by a clock that was set back since."""
+
 
 def pick(
     queues: Mapping[str, Sequence[QueueEntry]],
@@ -44,7 +47,8 @@ def _first_eligible(
     blocked = set(busy_studies)
     for entry in entries:
         study = (entry.tenant, entry.study)
-        can_start = entry.not_before_s <= now_s and (has_gpu or not entry.needs_gpu)
+        waits = now_s < entry.not_before_s <= now_s + MAX_BACK_OFF_S
+        can_start = not waits and (has_gpu or not entry.needs_gpu)
         if entry.moves_prior:
             can_start = can_start and study not in blocked
             blocked.add(study)

@@ -234,7 +234,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 quota = self._settings.quota_of(tenant)
                 # The URL of an uploaded file is ours to choose; all else of the request must be the same.
                 content = {"spec": request.spec.SerializeToString(deterministic=True).hex(), "priority": job.priority}
-                job = await self._call(self._store.create_job, job, request.request_id or None, quota, content)
+                job = await self._store.create_job_async(job, request.request_id or None, quota, content)
             return pb.CreateJobResponse(job=convert.job_message(job))
 
     async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:

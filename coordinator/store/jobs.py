@@ -19,6 +19,7 @@ Keys. Tenants, studies and ids contain no slash.
 Counters: queued/TENANT, running/TENANT, bytes/TENANT, finished/STATE.
 """
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -314,32 +315,34 @@ class JobStore:
             AlreadyExistsError: the request id made another job.
             QuotaError: too many jobs of the tenant are queued.
         """
-        key = _job_key(job.tenant, job.study, job.job_id)
-        expects = [Expect(key, 0)]
-        changes: list[Put | Delete] = [
-            Put(key, _dump(job)),
-            Put(_queue_key(job), _queue_entry(job)),
-            Put(_event_key(job, 1), _dump(job)),
-        ]
-        content = _dump(job.spec) if fingerprint_of is None else fingerprint_of
-        fingerprint = hashlib.sha256(json.dumps([job.study, content], sort_keys=True).encode()).hexdigest()
-        request_key = f"request/{job.tenant}/{request_id}"
-        if request_id is not None:
-            expects.insert(0, Expect(request_key, 0))
-            changes.append(Put(request_key, {"job": key, "fingerprint": fingerprint}))
-        adds = [Add(f"queued/{job.tenant}", 1, quota.max_queued)]
-        blocked = self.ledger.commit(Transaction(expects, changes, adds, topic=job.job_id))
+        transaction, fingerprint = _creation(job, request_id, quota, fingerprint_of)
+        return self._created(job, request_id, quota, fingerprint, self.ledger.commit(transaction))
+
+    async def create_job_async(
+        self, job: Job, request_id: str | None, quota: Quota, fingerprint_of: Mapping[str, Any] | None = None
+    ) -> Job:
+        """`create_job` that blocks no thread, unless the request was made before."""
+        transaction, fingerprint = _creation(job, request_id, quota, fingerprint_of)
+        blocked = await asyncio.wrap_future(self.ledger.submit(transaction))
+        if blocked is None:
+            return job
+        return await asyncio.to_thread(self._created, job, request_id, quota, fingerprint, blocked)
+
+    def _created(
+        self, job: Job, request_id: str | None, quota: Quota, fingerprint: str, blocked: Expect | Add | None
+    ) -> Job:
+        """The job that a creation made, or an earlier one of the same request."""
         if blocked is None:
             return job
         if isinstance(blocked, Add):
             raise QuotaError(f"{quota.max_queued} jobs of tenant {job.tenant} are queued, its limit; try again later")
-        if request_id is not None and blocked.key == request_key:
-            (request,) = self.ledger.get(request_key)
-            assert request is not None
-            if request.record["fingerprint"] != fingerprint:
-                raise AlreadyExistsError(f"request_id {request_id} made another job; use a new one for a new request")
-            return _job(self._get(request.record["job"], "the job of the request"))
-        raise AlreadyExistsError(f"{job.name} exists")
+        request_key = _request_key(job.tenant, request_id)
+        if blocked.key != request_key:
+            raise AlreadyExistsError(f"{job.name} exists")
+        (request,) = self.ledger.get(request_key)
+        if request is None or request.record["fingerprint"] != fingerprint:
+            raise AlreadyExistsError(f"request_id {request_id} made another job; use a new one for a new request")
+        return _job(self._get(request.record["job"], "the job of the request"))
 
     def get_job(self, tenant: str, study: str, job_id: str) -> JobView:
         """A job.
@@ -636,6 +639,28 @@ class SupersededError(ConflictError):
     """Another coordinator is in charge; this one must stop."""
 
 
+def _creation(
+    job: Job, request_id: str | None, quota: Quota, fingerprint_of: Mapping[str, Any] | None
+) -> tuple[Transaction, str]:
+    """What `create_job` commits, and what tells two requests of one id apart."""
+    key = _job_key(job.tenant, job.study, job.job_id)
+    record = _dump(job)
+    content = record["spec"] if fingerprint_of is None else fingerprint_of
+    fingerprint = hashlib.sha256(json.dumps([job.study, content], sort_keys=True).encode()).hexdigest()
+    expects = [Expect(key, 0)]
+    changes: list[Put | Delete] = [
+        Put(key, record),
+        Put(_queue_key(job), _queue_entry(job)),
+        Put(_event_key(job, 1), record),
+    ]
+    if request_id is not None:
+        request_key = _request_key(job.tenant, request_id)
+        expects.insert(0, Expect(request_key, 0))
+        changes.append(Put(request_key, {"job": key, "fingerprint": fingerprint}))
+    adds = [Add(f"queued/{job.tenant}", 1, quota.max_queued)]
+    return Transaction(expects, changes, adds, topic=job.job_id), fingerprint
+
+
 def new_job_id(now_s: float) -> str:
     """A fresh id. Ids of later jobs sort after those of earlier ones, as far as the machines' clocks agree."""
     return f"{int(now_s * 1000):012x}{secrets.token_hex(5)}"
@@ -664,6 +689,10 @@ def _always(value: Frozen) -> dict[str, Any]:
 
 def _job_key(tenant: str, study: str, job_id: str) -> str:
     return f"job/{tenant}/{study}/{job_id}"
+
+
+def _request_key(tenant: str, request_id: str | None) -> str:
+    return f"request/{tenant}/{request_id}"
 
 
 def _prior_key(tenant: str, study: str, version: int) -> str:

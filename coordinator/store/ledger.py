@@ -10,6 +10,7 @@ Thread-safe: any thread may call any method.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,6 +91,10 @@ class Ledger(Protocol):
 
     def commit(self, transaction: Transaction) -> Expect | Add | None:
         """Carries out a transaction; returns None, or the first condition that failed: then nothing changed."""
+        ...
+
+    def submit(self, transaction: Transaction) -> Future[Expect | Add | None]:
+        """`commit` that does not wait: the future holds its answer, or raises its error."""
         ...
 
     def get(self, *keys: str) -> list[Stored | None]:

@@ -9,7 +9,8 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import redis
@@ -17,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from common.errors import UnavailableError
+from coordinator.store.group import GroupCommitter
 from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
 
 _COMMIT = """
@@ -103,27 +105,17 @@ class RedisLedger:
         self._listeners: dict[object, Callable[[str | None], None]] = {}
         self._closed = threading.Event()
         self.ping()
+        self._writer = GroupCommitter(self._carry, lambda topics: None, self._where)
         self._thread = threading.Thread(target=self._listen, name="redis-changes", daemon=True)
         self._thread.start()
 
     def commit(self, transaction: Transaction) -> Expect | Add | None:
         """See `Ledger.commit`."""
-        request = {
-            "expects": [[expect.key, expect.revision] for expect in transaction.expects],
-            "changes": [_change(change) for change in transaction.changes],
-            "topic": transaction.topic or "",
-            "adds": [
-                [add.counter, add.amount, False if add.at_most is None else add.at_most] for add in transaction.adds
-            ],
-        }
-        with self._answering():
-            kind, position = self._commit(keys=self._keys, args=[self._channel, json.dumps(request)])
-        failed: Expect | Add | None = None
-        if kind == 1:
-            failed = transaction.expects[position - 1]
-        if kind == 2:
-            failed = transaction.adds[position - 1]
-        return failed
+        return self.submit(transaction).result()
+
+    def submit(self, transaction: Transaction) -> Future[Expect | Add | None]:
+        """See `Ledger.submit`."""
+        return self._writer.submit(transaction)
 
     def get(self, *keys: str) -> list[Stored | None]:
         """See `Ledger.get`."""
@@ -180,6 +172,7 @@ class RedisLedger:
             self._closed.set()
             self._heard(None)
             self._thread.join()
+            self._writer.close()
             self._client.close()
 
     def _listen(self) -> None:
@@ -204,6 +197,30 @@ class RedisLedger:
         for listener in listeners:
             listener(topic)
 
+    def _carry(self, transactions: Sequence[Transaction]) -> list[Expect | Add | None]:
+        """One round trip for all, and one write to the append-only file; each script happens or not on its own."""
+        with self._answering():
+            answers: list[Any] = []
+            if len(transactions) == 1:
+                answers.append(self._commit(self._keys, self._arguments(transactions[0])))
+            else:
+                with self._client.pipeline(transaction=False) as pipeline:
+                    for transaction in transactions:
+                        self._commit(self._keys, self._arguments(transaction), client=pipeline)
+                    answers = pipeline.execute()
+        return [_failed(transaction, *answer) for transaction, answer in zip(transactions, answers, strict=True)]
+
+    def _arguments(self, transaction: Transaction) -> list[str]:
+        request = {
+            "expects": [[expect.key, expect.revision] for expect in transaction.expects],
+            "changes": [_change(change) for change in transaction.changes],
+            "topic": transaction.topic or "",
+            "adds": [
+                [add.counter, add.amount, False if add.at_most is None else add.at_most] for add in transaction.adds
+            ],
+        }
+        return [self._channel, json.dumps(request)]
+
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
         try:
@@ -213,6 +230,13 @@ class RedisLedger:
             raise UnavailableError(
                 f"the job store {self._where} does not answer: {reason}; is Redis running?"
             ) from error
+
+
+def _failed(transaction: Transaction, kind: int, position: int) -> Expect | Add | None:
+    """The condition that the script says failed."""
+    if kind == 0:
+        return None
+    return transaction.expects[position - 1] if kind == 1 else transaction.adds[position - 1]
 
 
 def _change(change: Put | Delete) -> list[object]:

@@ -7,15 +7,15 @@ told of changes by a datagram to their bell, a Unix socket in `<file>.bells/`; a
 import contextlib
 import json
 import os
-import queue
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from common.errors import UnavailableError
+from coordinator.store.group import GroupCommitter
 from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
 
 _SCHEMA = """
@@ -23,7 +23,6 @@ CREATE TABLE IF NOT EXISTS records
     (key TEXT PRIMARY KEY, revision INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-_MAX_GROUP = 256
 _BUSY_TIMEOUT_S = 5.0
 _POLL_S = 0.25
 _MAX_BELL_BYTES = 4096
@@ -47,7 +46,6 @@ class SqliteLedger:
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
-        self._queue: queue.SimpleQueue[tuple[Transaction, Future[Expect | Add | None]] | None] = queue.SimpleQueue()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -55,16 +53,15 @@ class SqliteLedger:
         with self._answering():
             self._connection().executescript(_SCHEMA)
         self._bells = _Bells(path)
-        self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
-        self._writer.start()
+        self._writer = GroupCommitter(self._carry, self._bells.ring, str(path))
 
     def commit(self, transaction: Transaction) -> Expect | Add | None:
         """See `Ledger.commit`."""
-        if self._closed:
-            raise UnavailableError(f"the job store {self._path} was closed")
-        future: Future[Expect | Add | None] = Future()
-        self._queue.put((transaction, future))
-        return future.result()
+        return self.submit(transaction).result()
+
+    def submit(self, transaction: Transaction) -> Future[Expect | Add | None]:
+        """See `Ledger.submit`."""
+        return self._writer.submit(transaction)
 
     def get(self, *keys: str) -> list[Stored | None]:
         """See `Ledger.get`."""
@@ -126,8 +123,7 @@ class SqliteLedger:
         if self._closed:
             return
         self._closed = True
-        self._queue.put(None)
-        self._writer.join()
+        self._writer.close()
         self._bells.close()
         with self._lock:
             for connection in self._connections:
@@ -149,52 +145,19 @@ class SqliteLedger:
             self._local.connection = connection
         return connection
 
-    def _write(self) -> None:
-        """The only thread of this process that writes."""
-        while True:
-            first = self._queue.get()
-            if first is None:
-                return
-            group = [first]
-            ends = False
-            while len(group) < _MAX_GROUP:
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if item is None:
-                    ends = True
-                    break
-                group.append(item)
-            self._commit_group(group)
-            if ends:
-                return
-
-    def _commit_group(self, group: list[tuple[Transaction, Future[Expect | Add | None]]]) -> None:
-        try:
-            with self._answering():
-                connection = self._connection()
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    outcomes = [_apply(connection, transaction) for transaction, _ in group]
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-        except UnavailableError as error:
-            for _, future in group:
-                future.set_exception(error)
-            return
-        changed = [
-            transaction.topic
-            for (transaction, _), outcome in zip(group, outcomes, strict=True)
-            if outcome is None and transaction.changes
-        ]
-        for (_, future), outcome in zip(group, outcomes, strict=True):
-            future.set_result(outcome)
-        if changed:
-            self._bells.ring({topic for topic in changed if topic is not None})
+    def _carry(self, transactions: Sequence[Transaction]) -> list[Expect | Add | None]:
+        """One SQLite transaction for all; each of ours happens or not on its own."""
+        with self._answering():
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                outcomes = [_apply(connection, transaction) for transaction in transactions]
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        return outcomes
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:

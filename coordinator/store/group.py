@@ -1,0 +1,85 @@
+"""Group commit: transactions of many threads that arrive together are carried out together, by one thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from common.errors import UnavailableError
+from coordinator.store.ledger import Add, Expect, Transaction
+
+MAX_GROUP = 256
+
+Outcome = Expect | Add | None
+Carry = Callable[[Sequence[Transaction]], Sequence[Outcome]]
+
+
+class GroupCommitter:
+    """The only thread of a process that writes to a ledger.
+
+    Args:
+        carry: carries out a group, each transaction on its own; raises UnavailableError for all of them.
+        announce: called with the topics of those that changed something, after their callers were told.
+        name: of the ledger, for errors.
+    """
+
+    def __init__(self, carry: Carry, announce: Callable[[set[str]], None], name: str) -> None:
+        self._carry = carry
+        self._announce = announce
+        self._name = name
+        self._closed = False
+        self._queue: queue.SimpleQueue[tuple[Transaction, Future[Outcome]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
+        self._thread.start()
+
+    def submit(self, transaction: Transaction) -> Future[Outcome]:
+        """See `Ledger.submit`."""
+        future: Future[Outcome] = Future()
+        if self._closed:
+            future.set_exception(UnavailableError(f"the job store {self._name} was closed"))
+        else:
+            self._queue.put((transaction, future))
+        return future
+
+    def close(self) -> None:
+        """Carries out what waits, then ends."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        ends = False
+        while not ends:
+            first = self._queue.get()
+            group = [] if first is None else [first]
+            ends = first is None
+            while not ends and len(group) < MAX_GROUP:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    ends = True
+                else:
+                    group.append(item)
+            if group:
+                self._commit(group)
+
+    def _commit(self, group: list[tuple[Transaction, Future[Outcome]]]) -> None:
+        try:
+            outcomes = self._carry([transaction for transaction, _ in group])
+        except Exception as error:  # noqa: BLE001 whoever waits must hear of it, whatever it is
+            for _, future in group:
+                future.set_exception(error)
+            return
+        topics: set[str] = set()
+        changed = False
+        for (transaction, future), outcome in zip(group, outcomes, strict=True):
+            future.set_result(outcome)
+            if outcome is None and transaction.changes:
+                changed = True
+                if transaction.topic is not None:
+                    topics.add(transaction.topic)
+        if changed:
+            self._announce(topics)
