@@ -254,6 +254,8 @@ def cancelled(job: Job, now_s: float) -> Job:
 
 def cancel_confirmed(job: Job, epoch: int, attempt: int, now_s: float) -> Job:
     """CANCELLING -> CANCELLED, once its worker has let go."""
+    if job.state is not JobState.CANCELLING:
+        raise _illegal(job, JobState.CANCELLED)
     if (job.epoch, job.attempt) != (epoch, attempt):
         raise _lost(job, epoch, attempt)
     return _moved(job, JobState.CANCELLED, finished_s=now_s, note="cancelled while it ran")

@@ -363,7 +363,7 @@ def result(
         _summarise(found)
         if out is not None and found.state == pb.JOB_STATE_SUCCEEDED:
             for path in client.download(job, out):
-                _messages.print(f"{path}", soft_wrap=True)
+                _messages.print(escape(str(path)), soft_wrap=True)
         _raise_failure(found)
 
 
@@ -403,7 +403,7 @@ def upload(
     """Stores data with the service; identical data is stored once."""
     with _client(server, token) as client:
         found = client.upload(path)
-    _show(found, as_json, f"{found.name}  {found.num_bytes} bytes  {found.title}")
+    _show(found, as_json, f"{found.name}  {found.num_bytes} bytes  {escape(found.title)}")
 
 
 @prior_app.command("list")

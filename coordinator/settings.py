@@ -90,13 +90,17 @@ def load_settings(
             raise NotFoundError(f"there is no settings file {file}") from None
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"settings file {file} cannot be read: {error}") from None
+        if not isinstance(tree, dict):
+            raise InvalidInputError(f"settings file {file} must hold an object with a field for each setting")
     for name, text in sorted((os.environ if environment is None else environment).items()):
         if name.startswith(ENVIRONMENT_PREFIX):
             here = tree
             *parents, last = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
             for parent in parents:
                 here = here.setdefault(parent, {})
-            here[last] = tuple(text.split(",")) if last == "allowed_urls" else text
+                if not isinstance(here, dict):
+                    raise InvalidInputError(f"{name}: {parent} has no fields of its own; check the spelling")
+            here[last] = [url.strip() for url in text.split(",") if url.strip()] if last == "allowed_urls" else text
     tree |= {name: value for name, value in (changes or {}).items() if value is not None}
     try:
         return ServiceSettings.model_validate(tree)

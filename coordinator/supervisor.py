@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -56,7 +58,8 @@ class Supervisor:
         first = True
         while not self._stop.is_set():
             try:
-                connection = connect(self._address)
+                with _own_signal_handlers():
+                    connection = connect(self._address)
             except UnavailableError as error:
                 if first:
                     raise
@@ -87,7 +90,9 @@ class Supervisor:
                 self._handle = start_service_coordinator(self._settings, self._cluster)
                 status = self._status()
                 now_s = time.monotonic()
-                if status is not None and status["state"] in ("failed", "superseded", "drained"):
+                # One that was superseded is left alone for as long as the other beats: to replace it would start a
+                # war of two clusters over one store, in which no job ever ends.
+                if status is not None and status["state"] in ("failed", "drained"):
                     self._replace(f"it is {status['state']}")
                     alive_s = now_s
                     continue
@@ -136,3 +141,15 @@ class Supervisor:
                 break
             time.sleep(0.1)
         ray.kill(self._handle, no_restart=True)
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it connects, and would end the process at once: nothing would be drained."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

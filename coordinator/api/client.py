@@ -436,6 +436,12 @@ class AsyncSearchClient(_Base):
         """See `SearchClient.get_study`."""
         return (await self._call("GetStudy", pb.GetStudyRequest(name=name))).study  # type: ignore[no-any-return]
 
+    async def list_studies(self) -> AsyncIterator[pb.Study]:
+        """See `SearchClient.list_studies`."""
+        async for response in self._pages("ListStudies", pb.ListStudiesRequest(page_size=1000)):
+            for study in response.studies:
+                yield study
+
     async def submit(
         self,
         study: str,
@@ -481,13 +487,9 @@ class AsyncSearchClient(_Base):
     async def list_jobs(self, study: str, states: Sequence[pb.JobState] = ()) -> AsyncIterator[pb.Job]:
         """See `SearchClient.list_jobs`."""
         request = pb.ListJobsRequest(parent=study, page_size=1000, states=states)
-        while True:
-            response = await self._call("ListJobs", request)
+        async for response in self._pages("ListJobs", request):
             for job in response.jobs:
                 yield job
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def cancel(self, name: str) -> pb.Job:
         """See `SearchClient.cancel`."""
@@ -532,6 +534,12 @@ class AsyncSearchClient(_Base):
         """See `SearchClient.get_prior`."""
         return (await self._call("GetPrior", pb.GetPriorRequest(name=name))).prior  # type: ignore[no-any-return]
 
+    async def list_priors(self, study: str) -> AsyncIterator[pb.Prior]:
+        """See `SearchClient.list_priors`."""
+        async for response in self._pages("ListPriors", pb.ListPriorsRequest(parent=study, page_size=1000)):
+            for prior in response.priors:
+                yield prior
+
     async def upload(self, path: Path) -> pb.Dataset:
         """See `SearchClient.upload`."""
         with packed(path) as (file, title):
@@ -542,31 +550,59 @@ class AsyncSearchClient(_Base):
                 pass
             else:
                 return found.dataset  # type: ignore[no-any-return]
-            try:
-                uploaded = await self._stub.UploadDataset(upload_parts(file, header), metadata=self._metadata)
-            except aio.AioRpcError as error:
-                raise from_rpc_error(error) from None
-            return uploaded.dataset  # type: ignore[no-any-return]
+            patience = _Patience(self._patience_s)
+            while True:
+                try:
+                    uploaded = await self._stub.UploadDataset(upload_parts(file, header), metadata=self._metadata)
+                    return uploaded.dataset  # type: ignore[no-any-return]
+                except aio.AioRpcError as error:
+                    failure = from_rpc_error(error)
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise failure from None
+                    patience.check(failure)
+                await asyncio.sleep(patience.wait_s())
+
+    async def list_datasets(self) -> AsyncIterator[pb.Dataset]:
+        """See `SearchClient.list_datasets`."""
+        async for response in self._pages("ListDatasets", pb.ListDatasetsRequest(page_size=1000)):
+            for dataset in response.datasets:
+                yield dataset
 
     async def download(self, job: str, folder: Path, names: Sequence[str] | None = None) -> list[Path]:
         """See `SearchClient.download`."""
         found = {artifact.name: artifact for artifact in (await self.get_job(job)).artifacts}
         if not found:
             raise NotFoundError(f"{job} has no artifacts; it has not succeeded")
-        paths = []
-        for name in names or found:
+        for name in names or ():
             if name not in found:
                 raise NotFoundError(f"{job} has no artifact {name!r}; it has {', '.join(found)}")
-            target = folder / safe_name(name)
-            with receiving(target, found[name]) as part:
-                request = pb.DownloadArtifactRequest(job=job, artifact=name)
+        return [await self._download(job, found[name], folder) for name in names or found]
+
+    async def _download(self, job: str, artifact: pb.Artifact, folder: Path) -> Path:
+        target = folder / safe_name(artifact.name)
+        patience = _Patience(self._patience_s)
+        with receiving(target, artifact) as part:
+            while part.num_bytes < artifact.num_bytes:
+                request = pb.DownloadArtifactRequest(job=job, artifact=artifact.name, offset=part.num_bytes)
                 try:
                     async for response in self._stub.DownloadArtifact(request, metadata=self._metadata):
+                        patience.renew()
                         part.add(response.chunk)
                 except aio.AioRpcError as error:
-                    raise from_rpc_error(error) from None
-            paths.append(target)
-        return paths
+                    failure = from_rpc_error(error)
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise failure from None
+                    patience.check(failure)
+                    await asyncio.sleep(patience.wait_s())
+        return target
+
+    async def _pages(self, method: str, request: Any) -> AsyncIterator[Any]:
+        while True:
+            response = await self._call(method, request)
+            yield response
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
 
     async def _call(self, method: str, request: Message) -> Any:
         patience = _Patience(self._patience_s)

@@ -178,6 +178,8 @@ def job_spec(spec: pb.JobSpec, config: StudyConfig) -> JobSpec:
 def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
     if spec.derivation not in _RULES:
         raise FieldError("spec.adapt.derivation", f"is unknown, got {spec.derivation}")
+    if _RULES[spec.derivation] != "top2_pairs" and (spec.max_params or spec.max_macs):
+        raise FieldError("spec.adapt.derivation", "limits need DERIVATION_RULE_TOP2_PAIRS; change it, or remove them")
     if spec.classes and spec.num_ways:
         raise FieldError("spec.adapt.num_ways", "leave it out where classes are named")
     for name in ("num_ways", "image_size", "train_per_class", "test_per_class", "steps", "max_params", "max_macs"):

@@ -20,6 +20,7 @@ from common.errors import (
 
 DOMAIN = "metasearch"
 DETAILS_KEY = "grpc-status-details-bin"
+MAX_MESSAGE_BYTES = 1200
 
 
 class FieldError(InvalidInputError):
@@ -56,16 +57,23 @@ def to_status(error: MetaSearchError) -> status_pb2.Status:
     code, reason = next(
         ((code, reason) for kind, code, reason in _CODES if isinstance(error, kind)), (code_pb2.INTERNAL, "INTERNAL")
     )
-    status = status_pb2.Status(code=code, message=str(error))
+    status = status_pb2.Status(code=code, message=_short(str(error)))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
     if isinstance(error, FieldError):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field[:200], description=_short(error.description)
+        )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     retry_s = {code_pb2.RESOURCE_EXHAUSTED: 10, code_pb2.UNAVAILABLE: 1}.get(code)
     if retry_s is not None:
         delay = duration_pb2.Duration(seconds=retry_s)
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def _short(text: str) -> str:
+    """Cut so that the status, written twice, and its details fit into the trailers, of which peers take 8 KiB."""
+    return text.encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore")
 
 
 def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:

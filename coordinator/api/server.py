@@ -6,19 +6,27 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar, cast
 
 import grpc
+from google.protobuf.message import Message
 from grpc import aio
 from pydantic import ValidationError
 
 from common.config import StudyConfig, validate
 from common.derivation import check_feasible
-from common.errors import CorruptArtifactError, ForbiddenError, InvalidInputError, MetaSearchError, NotFoundError
+from common.errors import (
+    CorruptArtifactError,
+    ForbiddenError,
+    InvalidInputError,
+    MetaSearchError,
+    NotFoundError,
+    QuotaError,
+)
 from common.storage import ArtifactFolder
 from common.tasks import DatasetFile
 from coordinator.api import convert
@@ -28,12 +36,15 @@ from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.jobs import AdaptSpec, Job, JobSpec, MetaTrainSpec
 from coordinator.settings import ServiceSettings
-from coordinator.store.jobs import DatasetRecord, Head, JobStore, Study, new_job_id
+from coordinator.store.jobs import DatasetRecord, Head, JobStore, Quota, Study, new_job_id
 from workers.data.archives import check_archive
 from workers.data.sources import FILE_SUFFIXES, SOURCES
 
 CHUNK_BYTES = 1 << 20
 DEFAULT_QUEUE_TIMEOUT_S = 86_400.0
+MAX_QUEUE_TIMEOUT_S = 366 * 86_400.0
+MAX_PAGE_BYTES = 3 << 20
+"""A page ends early rather than exceed a message (`gateway.MAX_MESSAGE_BYTES`)."""
 SERVICE = "metasearch.v1.SearchService"
 _NUM_THREADS = 32
 _WATCH_POLL_S = 2.0
@@ -111,7 +122,7 @@ def _refusal(handler: grpc.RpcMethodHandler | None, error: MetaSearchError) -> g
 
 async def _abort(context: Any, error: MetaSearchError) -> None:
     status = to_status(error)
-    await context.abort(grpc_code(status), status.message[:2000], ((DETAILS_KEY, status.SerializeToString()),))
+    await context.abort(grpc_code(status), status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
 class Changes:
@@ -217,7 +228,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             page = await self._call(self._store.list_studies, tenant, size, token)
             heads = [await self._call(self._store.head, tenant, study.study) for study in page.items]
             studies = [convert.study_message(study, head) for study, head in zip(page.items, heads, strict=True)]
-            return pb.ListStudiesResponse(studies=studies, next_page_token=page.next_token)
+            fitting = _fitting(studies)
+            more = page.items[fitting - 1].study if fitting < len(studies) else page.next_token
+            return pb.ListStudiesResponse(studies=studies[:fitting], next_page_token=more)
 
     # Jobs
 
@@ -233,7 +246,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             if not request.validate_only:
                 quota = self._settings.quota_of(tenant)
                 # The URL of an uploaded file is ours to choose; all else of the request must be the same.
-                content = {"spec": request.spec.SerializeToString(deterministic=True).hex(), "priority": job.priority}
+                content = {
+                    "spec": request.spec.SerializeToString(deterministic=True).hex(),
+                    "priority": job.priority,
+                    "needs_gpu": job.needs_gpu,
+                    "queue_timeout_s": request.queue_timeout_s,
+                    "max_attempts": job.max_attempts,
+                }
                 job = await self._store.create_job_async(job, request.request_id or None, quota, content)
             return pb.CreateJobResponse(job=convert.job_message(job))
 
@@ -252,7 +271,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             states = convert.job_states(request.states)
             page = await self._call(self._store.list_jobs, tenant, study_id, size, token, states)
             jobs = [convert.job_message(job) for job in page.items]
-            return pb.ListJobsResponse(jobs=jobs, next_page_token=page.next_token)
+            fitting = _fitting(jobs)
+            more = page.items[fitting - 1].job_id if fitting < len(jobs) else page.next_token
+            return pb.ListJobsResponse(jobs=jobs[:fitting], next_page_token=more)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
         """See the protocol."""
@@ -283,11 +304,12 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                     changed.clear()
                     view = await self._call(self._store.get_job, tenant, study_id, job_id)
                     if view.revision > seen:
-                        for event in await self._call(self._store.events, job_id, seen):
-                            seen = max(seen, event.revision)
-                            yield _watched(event.job, event.revision, state_changed=True)
-                            if event.job.state.is_terminal:
-                                return
+                        while events := await self._call(self._store.events, job_id, seen):
+                            for event in events:
+                                seen = event.revision
+                                yield _watched(event.job, event.revision, state_changed=True)
+                                if event.job.state.is_terminal:
+                                    return
                         if view.revision > seen:
                             seen = view.revision
                             yield _watched(view.job, seen, state_changed=False)
@@ -332,6 +354,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """See the protocol."""
         async with self._answering(context) as tenant:
             header = await _header(requests, self._settings.max_upload_bytes)
+            quota = self._settings.quota_of(tenant)
+            await self._call(self._check_room, tenant, header, quota)
             with tempfile.TemporaryDirectory(prefix="metasearch-upload-") as folder:
                 path = Path(folder) / f"data{header.suffix}"
                 await self._receive(requests, header, path)
@@ -355,7 +379,11 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 created_s=time.time(),
                 title=header.title[:_MAX_TITLE],
             )
-            dataset = await self._call(self._store.add_dataset, tenant, record, self._settings.quota_of(tenant))
+            try:
+                dataset = await self._call(self._store.add_dataset, tenant, record, quota)
+            except QuotaError:  # others of the tenant were faster
+                await self._call(self._artifacts.remove, name)
+                raise
             return pb.UploadDatasetResponse(dataset=convert.dataset_message(dataset))
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
@@ -501,11 +529,23 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     def _is_allowed(self, url: str) -> bool:
         # What could mean another place than it seems to: encoded characters, backslashes, steps upwards, chained URLs.
-        if any(mark in url for mark in ("%", "\\", "::", "@", "?", "#", "\0")) or len(url) > 2000:
+        if any(mark in url for mark in ("%", "\\", "::", "@", "?", "#", ";")) or len(url) > 2000:
             return False
-        if ".." in PurePosixPath(url).parts:
+        if not url.isprintable() or " " in url or ".." in PurePosixPath(url).parts:  # URL parsers drop line breaks
             return False
         return any(url.startswith(prefix) for prefix in self._settings.allowed_urls)
+
+    def _check_room(self, tenant: str, header: pb.UploadHeader, quota: Quota) -> None:
+        """Refuses what would exceed the quota before it is received; `add_dataset` has the last word."""
+        stored = self._store.counts([tenant])[tenant]["bytes"]
+        if stored + header.num_bytes <= quota.max_stored_bytes:
+            return
+        try:
+            self._store.get_dataset(tenant, header.sha256)
+        except NotFoundError:
+            raise QuotaError(
+                f"{header.num_bytes} bytes more exceed the {quota.max_stored_bytes} that tenant {tenant} may store"
+            ) from None
 
     async def _receive(
         self, requests: AsyncIterator[pb.UploadDatasetRequest], header: pb.UploadHeader, path: Path
@@ -545,8 +585,8 @@ async def _header(requests: AsyncIterator[pb.UploadDatasetRequest], max_bytes: i
 def _new_job(tenant: str, study_id: str, spec: JobSpec, request: pb.CreateJobRequest) -> Job:
     now_s = time.time()
     timeout_s = request.queue_timeout_s or DEFAULT_QUEUE_TIMEOUT_S
-    if not timeout_s > 0:
-        raise FieldError("queue_timeout_s", f"must be at least 0 seconds, got {timeout_s}")
+    if not 0 < timeout_s <= MAX_QUEUE_TIMEOUT_S:
+        raise FieldError("queue_timeout_s", f"must be from 0 to {MAX_QUEUE_TIMEOUT_S:.0f} seconds, got {timeout_s}")
     fields: dict[str, Any] = {"priority": request.priority} if request.HasField("priority") else {}
     if request.max_attempts:
         fields["max_attempts"] = request.max_attempts
@@ -564,6 +604,16 @@ def _new_job(tenant: str, study_id: str, spec: JobSpec, request: pb.CreateJobReq
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise FieldError(str(first["loc"][0]), f"{first['msg']}, got {first['input']}") from None
+
+
+def _fitting(messages: Sequence[Message]) -> int:
+    """How many of the messages one response holds, at least one of them."""
+    total = 0
+    for index, message in enumerate(messages):
+        total += message.ByteSize() + 8  # tag and length
+        if total > MAX_PAGE_BYTES:
+            return max(index, 1)
+    return len(messages)
 
 
 def _watched(job: Job, revision: int, state_changed: bool) -> pb.WatchJobResponse:

@@ -1,5 +1,6 @@
 """Group commit: transactions of many threads that arrive together are carried out together, by one thread."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from common.errors import UnavailableError
 from coordinator.store.ledger import Add, Expect, Transaction
 
 MAX_GROUP = 256
+
+_logger = logging.getLogger(__name__)
 
 Outcome = Expect | Add | None
 Carry = Callable[[Sequence[Transaction]], Sequence[Outcome]]
@@ -28,6 +31,7 @@ class GroupCommitter:
         self._announce = announce
         self._name = name
         self._closed = False
+        self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[Transaction, Future[Outcome]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
         self._thread.start()
@@ -35,18 +39,20 @@ class GroupCommitter:
     def submit(self, transaction: Transaction) -> Future[Outcome]:
         """See `Ledger.submit`."""
         future: Future[Outcome] = Future()
-        if self._closed:
-            future.set_exception(UnavailableError(f"the job store {self._name} was closed"))
-        else:
-            self._queue.put((transaction, future))
+        with self._lock:  # nothing may queue up behind the end
+            if not self._closed:
+                self._queue.put((transaction, future))
+                return future
+        future.set_exception(UnavailableError(f"the job store {self._name} was closed"))
         return future
 
     def close(self) -> None:
         """Carries out what waits, then ends."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-            self._thread.join()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
 
     def _run(self) -> None:
         ends = False
@@ -63,15 +69,24 @@ class GroupCommitter:
                     ends = True
                 else:
                     group.append(item)
+            # Whoever waited for a future may have gone, and cancelled it; one that is running cannot be cancelled.
+            group = [item for item in group if item[1].set_running_or_notify_cancel()]
             if group:
                 self._commit(group)
 
     def _commit(self, group: list[tuple[Transaction, Future[Outcome]]]) -> None:
         try:
             outcomes = self._carry([transaction for transaction, _ in group])
-        except Exception as error:  # noqa: BLE001 whoever waits must hear of it, whatever it is
+        except UnavailableError as error:
             for _, future in group:
                 future.set_exception(error)
+            return
+        except Exception as error:  # noqa: BLE001 whoever waits must hear of it, whatever it is
+            if len(group) == 1:
+                group[0][1].set_exception(error)
+            else:  # a transaction that cannot be carried out takes no other down
+                for item in group:
+                    self._commit([item])
             return
         topics: set[str] = set()
         changed = False
@@ -82,4 +97,7 @@ class GroupCommitter:
                 if transaction.topic is not None:
                     topics.add(transaction.topic)
         if changed:
-            self._announce(topics)
+            try:
+                self._announce(topics)
+            except Exception:
+                _logger.exception("news of changes in the job store %s were lost", self._name)

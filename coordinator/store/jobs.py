@@ -14,6 +14,7 @@ Keys. Tenants, studies and ids contain no slash.
     request/TENANT/REQUEST_ID              which job a request made
     queue/TENANT/PRIORITY/ID               jobs that may start, in order
     active/TENANT/ID                       jobs that run
+    paused/TENANT/ID                       jobs that would be in the queue, were they not paused
     event/ID/REVISION                      a job after each change of state
     dataset/TENANT/SHA256                  an uploaded file
 Counters: queued/TENANT, running/TENANT, bytes/TENANT, finished/STATE.
@@ -169,7 +170,7 @@ class JobStore:
         if blocked is None:
             return study
         existing = self.get_study(study.tenant, study.study)
-        if existing.config != study.config:
+        if _dump(existing)["config"] != _dump(study)["config"]:
             raise AlreadyExistsError(f"studies/{study.study} exists with another configuration; choose another name")
         return existing
 
@@ -213,8 +214,9 @@ class JobStore:
         return self._page(f"prior/{tenant}/{study}/", limit, token, read, reverse=True)
 
     def needed_versions(self, tenant: str, study: str) -> set[int]:
-        """Versions of the prior that jobs of a study, queued or running, start from."""
-        keys = [f"queue/{tenant}/", f"active/{tenant}/"]
+        """Versions of the prior that jobs of a study, queued, paused or running, start from."""
+        # In this order, a job that is paused or resumed meanwhile is met at least once.
+        keys = [f"paused/{tenant}/", f"queue/{tenant}/", f"paused/{tenant}/", f"active/{tenant}/"]
         ids = [
             entry.key.rpartition("/")[2] for key in keys for entry in self._all(key) if entry.record["study"] == study
         ]
@@ -582,6 +584,12 @@ class JobStore:
             puts.append(Put(_queue_key(after), _queue_entry(after)))
         elif was_waiting:
             puts.append(Delete(_queue_key(after)))
+        was_paused, is_paused = (job.state is JobState.QUEUED and job.suspended for job in (before, after))
+        paused_key = f"paused/{after.tenant}/{after.job_id}"
+        if is_paused:
+            puts.append(Put(paused_key, {"study": after.study}))
+        elif was_paused:
+            puts.append(Delete(paused_key))
         queued = (after.state is JobState.QUEUED) - (before.state is JobState.QUEUED)
         if queued:
             adds.append(Add(f"queued/{after.tenant}", queued))

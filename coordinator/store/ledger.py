@@ -1,10 +1,11 @@
 """The contract of a ledger: ordered records that change all together or not at all.
 
 A ledger is a sorted map from text keys to JSON records and to integer counters. Every record has a revision that rises
-by one with each write, 0 where there is no record. `commit` is the only way to change anything: it checks all
-conditions and makes all changes as ONE atomic, durable operation, or makes none and says which condition failed. What a
-change means is up to `coordinator.store.jobs`; a backend knows nothing of jobs, so there is nothing to keep alike
-between backends.
+by one with each write, 0 where there is no record: after a `Delete` the next `Put` has revision 1 again, so whoever
+must tell a record from a later one of the same key puts that into the record. `commit` is the only way to change
+anything: it checks all conditions and makes all changes as ONE atomic, durable operation, or makes none and says which
+condition failed. What a change means is up to `coordinator.store.jobs`; a backend knows nothing of jobs, so there is
+nothing to keep alike between backends.
 
 Thread-safe: any thread may call any method.
 """
@@ -57,7 +58,10 @@ class Delete:
 
 @dataclass(frozen=True)
 class Add:
-    """Condition and change: adds to a counter, unless it would exceed `at_most`."""
+    """Condition and change: adds to a counter, unless it would exceed `at_most`.
+
+    Counters and amounts are within ±2**53.
+    """
 
     counter: str
     amount: int
@@ -71,7 +75,7 @@ class Transaction:
     Attributes:
         expects: conditions on records.
         changes: in this order.
-        adds: conditions and changes of counters.
+        adds: conditions and changes of counters, at most one of each counter.
         topic: whoever watches it is woken up.
     """
 
@@ -90,11 +94,17 @@ class Ledger(Protocol):
     """
 
     def commit(self, transaction: Transaction) -> Expect | Add | None:
-        """Carries out a transaction; returns None, or the first condition that failed: then nothing changed."""
+        """Carries out a transaction; returns None, or the first condition that failed: then nothing changed.
+
+        Conditions on records are looked at before those of counters.
+        """
         ...
 
     def submit(self, transaction: Transaction) -> Future[Expect | Add | None]:
-        """`commit` that does not wait: the future holds its answer, or raises its error."""
+        """`commit` that does not wait: the future holds its answer, or raises its error.
+
+        A future that was cancelled before its turn came is not carried out; afterwards it cannot be cancelled.
+        """
         ...
 
     def get(self, *keys: str) -> list[Stored | None]:
@@ -131,5 +141,5 @@ class Ledger(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of files and connections."""
+        """Lets go of files and connections. Afterwards every call that needs them raises UnavailableError."""
         ...

@@ -7,6 +7,7 @@ Three keys under one hash tag (so that they share a node of a cluster): `{metase
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,9 @@ return {keys, rows}
 """
 _TIMEOUT_S = 5.0
 _RECONNECT_S = 0.5
+_MAX_CONNECTIONS = 10_000  # the client's own default, 100, fails the 101st thread
+
+_logger = logging.getLogger(__name__)
 
 
 class RedisLedger:
@@ -91,6 +95,7 @@ class RedisLedger:
                 socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),  # a commit must not be sent twice behind its caller's back
                 health_check_interval=0,
+                max_connections=_MAX_CONNECTIONS,
             )
         except ValueError as error:
             raise UnavailableError(f"store {_without_password(url)!r} is not a Redis URL: {error}") from None
@@ -104,7 +109,11 @@ class RedisLedger:
         self._changed = threading.Condition()
         self._listeners: dict[object, Callable[[str | None], None]] = {}
         self._closed = threading.Event()
-        self.ping()
+        try:
+            self.ping()
+        except UnavailableError:
+            self._client.close()
+            raise
         self._writer = GroupCommitter(self._carry, lambda topics: None, self._where)
         self._thread = threading.Thread(target=self._listen, name="redis-changes", daemon=True)
         self._thread.start()
@@ -120,7 +129,7 @@ class RedisLedger:
     def get(self, *keys: str) -> list[Stored | None]:
         """See `Ledger.get`."""
         with self._answering():
-            rows: list[Any] = self._client.hmget(self._keys[0], list(keys))
+            rows: list[Any] = self._client.hmget(self._keys[0], list(keys)) if keys else []
         return [None if row is None else _stored(key, row) for key, row in zip(keys, rows, strict=True)]
 
     def scan(self, prefix: str, after: str = "", limit: int = 1000, reverse: bool = False) -> list[Stored]:
@@ -169,23 +178,22 @@ class RedisLedger:
     def close(self) -> None:
         """See `Ledger.close`."""
         if not self._closed.is_set():
+            self._writer.close()
             self._closed.set()
             self._heard(None)
             self._thread.join()
-            self._writer.close()
             self._client.close()
 
     def _listen(self) -> None:
-        """Counts changes. What is published while the connection is down is lost, so a new connection counts as one."""
+        """Counts changes. What is published before a subscription is confirmed is lost, so that counts as one."""
         while not self._closed.is_set():
             try:
-                with self._client.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
+                with self._client.pubsub() as subscription:  # type: ignore[no-untyped-call]
                     subscription.subscribe(self._channel)
-                    self._heard(None)
                     while not self._closed.is_set():
                         message = subscription.get_message(timeout=0.2)
                         if message is not None:
-                            self._heard(message["data"].decode() or None)
+                            self._heard(message["data"].decode() or None if message["type"] == "message" else None)
             except redis.RedisError:
                 self._closed.wait(_RECONNECT_S)
 
@@ -195,7 +203,10 @@ class RedisLedger:
             self._changed.notify_all()
             listeners = list(self._listeners.values())
         for listener in listeners:
-            listener(topic)
+            try:
+                listener(topic)
+            except Exception:
+                _logger.exception("a listener to the job store failed")
 
     def _carry(self, transactions: Sequence[Transaction]) -> list[Expect | Add | None]:
         """One round trip for all, and one write to the append-only file; each script happens or not on its own."""
@@ -223,6 +234,8 @@ class RedisLedger:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
+        if self._closed.is_set():
+            raise UnavailableError(f"the job store {self._where} was closed")
         try:
             yield
         except redis.RedisError as error:

@@ -6,10 +6,12 @@ told of changes by a datagram to their bell, a Unix socket in `<file>.bells/`; a
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,7 +27,11 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NU
 """
 _BUSY_TIMEOUT_S = 5.0
 _POLL_S = 0.25
+_LOOK_S = 1.0
+_RETRY_S = 0.01
 _MAX_BELL_BYTES = 4096
+
+_logger = logging.getLogger(__name__)
 
 
 class SqliteLedger:
@@ -42,16 +48,15 @@ class SqliteLedger:
     def __init__(self, path: Path, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> None:
         self._path = path
         self._busy_timeout_s = busy_timeout_s
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UnavailableError(f"cannot make the folder of the job store {path}: {error}") from None
-        with self._answering():
-            self._connection().executescript(_SCHEMA)
+        with self._connected() as connection:
+            connection.executescript(_SCHEMA)
         self._bells = _Bells(path)
         self._writer = GroupCommitter(self._carry, self._bells.ring, str(path))
 
@@ -66,12 +71,10 @@ class SqliteLedger:
     def get(self, *keys: str) -> list[Stored | None]:
         """See `Ledger.get`."""
         marks = ",".join("?" * len(keys))
-        with self._answering():
-            rows = (
-                self._connection()
-                .execute(f"SELECT key, revision, record FROM records WHERE key IN ({marks})", keys)
-                .fetchall()
-            )
+        with self._connected() as connection:
+            rows = connection.execute(
+                f"SELECT key, revision, record FROM records WHERE key IN ({marks})", keys
+            ).fetchall()
         found = {key: Stored(key, revision, json.loads(record)) for key, revision, record in rows}
         return [found.get(key) for key in keys]
 
@@ -85,21 +88,17 @@ class SqliteLedger:
         # Keys equal to `after` are left out; the prefix itself is a key like any other.
         bounds = ("key > ?" if after and low == after else "key >= ?") + " AND key < ?"
         order = "DESC" if reverse else "ASC"
-        with self._answering():
-            rows = (
-                self._connection()
-                .execute(
-                    f"SELECT key, revision, record FROM records WHERE {bounds} ORDER BY key {order} LIMIT ?",
-                    (low, high, limit),
-                )
-                .fetchall()
-            )
+        with self._connected() as connection:
+            rows = connection.execute(
+                f"SELECT key, revision, record FROM records WHERE {bounds} ORDER BY key {order} LIMIT ?",
+                (low, high, limit),
+            ).fetchall()
         return [Stored(key, revision, json.loads(record)) for key, revision, record in rows]
 
     def counter(self, name: str) -> int:
         """See `Ledger.counter`."""
-        with self._answering():
-            row = self._connection().execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+        with self._connected() as connection:
+            row = connection.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
         return int(row[0]) if row else 0
 
     def tick(self) -> int:
@@ -122,33 +121,68 @@ class SqliteLedger:
         """See `Ledger.close`."""
         if self._closed:
             return
-        self._closed = True
         self._writer.close()
         self._bells.close()
         with self._lock:
-            for connection in self._connections:
+            self._closed = True
+            for connection in self._idle:
                 connection.close()
-            self._connections.clear()
+            self._idle.clear()
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """A connection that no other thread uses meanwhile. One that failed is not used again."""
+        with self._lock:
             if self._closed:
                 raise UnavailableError(f"the job store {self._path} was closed")
-            connection = sqlite3.connect(
-                self._path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
-            )
-            connection.execute("PRAGMA journal_mode = WAL")
+            connection = self._idle.pop() if self._idle else None
+        try:
+            if connection is None:
+                connection = self._connect()
+            yield connection
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise UnavailableError(
+                    f"the job store {self._path} does not answer: {error}; check space, permissions and that it is on "
+                    "a local disk"
+                ) from error
+            raise
+        with self._lock:
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._use_log(connection)
             connection.execute("PRAGMA synchronous = FULL")
-            with self._lock:
-                self._connections.append(connection)
-            self._local.connection = connection
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _use_log(self, connection: sqlite3.Connection) -> None:
+        """Turns the write-ahead log on. SQLite does not wait by itself when several processes do so to a new file."""
+        until_s = time.monotonic() + self._busy_timeout_s
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until_s:
+                    raise
+                time.sleep(_RETRY_S)
+            else:
+                return
 
     def _carry(self, transactions: Sequence[Transaction]) -> list[Expect | Add | None]:
         """One SQLite transaction for all; each of ours happens or not on its own."""
-        with self._answering():
-            connection = self._connection()
+        with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 outcomes = [_apply(connection, transaction) for transaction in transactions]
@@ -158,16 +192,6 @@ class SqliteLedger:
                     connection.execute("ROLLBACK")
                 raise
         return outcomes
-
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise UnavailableError(
-                f"the job store {self._path} does not answer: {error}; check space, permissions and that it is on a "
-                "local disk"
-            ) from error
 
 
 def _apply(connection: sqlite3.Connection, transaction: Transaction) -> Expect | Add | None:
@@ -250,7 +274,8 @@ class _Bells:
             try:
                 self._sender.sendto(message, str(bell))
             except ConnectionRefusedError:  # its process is gone
-                bell.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another user's
+                    bell.unlink()
             except OSError:  # full: its owner reads the news of the others, and looks at everything once a poll
                 continue
 
@@ -265,14 +290,18 @@ class _Bells:
         self._closed = True
         self._heard(b"")
         with contextlib.suppress(OSError):
-            self._sender.sendto(b"\0", str(self._own))
+            self._sender.sendto(b"", str(self._own))
         self._thread.join()
         self._own.unlink(missing_ok=True)
         self._socket.close()
         self._sender.close()
 
     def _listen(self) -> None:
+        looked_s = time.monotonic()
         while not self._closed:
+            if time.monotonic() - looked_s > _LOOK_S:  # a lost message matters where there is never silence, too
+                looked_s = time.monotonic()
+                self._heard(b"")
             message = b""  # silence: something may have been lost
             if self._reachable:
                 with contextlib.suppress(TimeoutError):
@@ -289,4 +318,7 @@ class _Bells:
             listeners = list(self._listeners.values())
         for topic in message.decode().split("\n") if message else [None]:
             for listener in listeners:
-                listener(topic)
+                try:
+                    listener(topic)
+                except Exception:
+                    _logger.exception("a listener to the job store failed")

@@ -4,9 +4,16 @@ An archive may hold nothing but plain files and folders below itself, within lim
 decompressed.
 """
 
+import bz2
+import gzip
+import io
+import lzma
+import math
 import re
 import stat
+import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections import defaultdict
@@ -14,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 
@@ -24,7 +31,21 @@ from workers.data.images import IMAGE_SUFFIXES, Square, decode_squares, resize_a
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
-_BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError, ValueError)
+_BROKEN = (
+    *(OSError, EOFError, ValueError, OverflowError, SyntaxError, MemoryError),
+    RuntimeError,  # encrypted, of no known compression, or nested too deeply
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
+)
+"""What the readers of archives and arrays raise at contents that are wrong."""
+
+_MAX_HEADER_BYTES = 1 << 20
+"""Of a tar's member, long names included; a thousand times what people need."""
+_MAX_ARRAY_HEADER_BYTES = 10_000  # as in numpy, which looks at it too late
+_MIN_MEMBER_BYTES = 64
+"""What the entry of an image takes in an archive at least, compressed."""
+_MAX_RATIO = 200
+_FREE_MEMBERS, _FREE_BYTES = 1000, 256 << 20
+"""What is never taken for a bomb, however small the archive."""
 
 
 @dataclass(frozen=True)
@@ -108,25 +129,43 @@ def check_archive(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> None:
 
 def _check_npz(path: Path, limits: ArchiveLimits) -> None:
     with zipfile.ZipFile(path) as archive:
+        max_bytes = min(limits.max_pixel_bytes, _max_unpacked(path, limits))
         total = sum(info.file_size for info in archive.infolist())
-        if total > limits.max_total_bytes:
-            raise InvalidInputError(f"{path} unpacks to {total} bytes, at most {limits.max_total_bytes} are read")
+        if total > max_bytes:
+            raise InvalidInputError(f"{path} unpacks to {total} bytes, at most {max_bytes} are read")
+        names = archive.namelist()
         for key in ("images", "labels"):
-            if f"{key}.npy" not in archive.namelist():
+            if f"{key}.npy" not in names or key in names:
+                found = ", ".join(name.removesuffix(".npy") for name in names[:10]) or "none"
                 raise InvalidInputError(
-                    f"{path} has no array {key!r}; save it with numpy.savez(path, images=..., labels=...)"
+                    f"{path} has no array {key!r} but {found}; save it with numpy.savez(path, images=..., labels=...)"
                 )
             with archive.open(f"{key}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(member)
+                shape, dtype = _array_header(member)
             if dtype.hasobject:
-                raise InvalidInputError(f"{path}: array {key!r} holds pickled objects; save plain numbers or text")
-            promised = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
-            if promised > archive.getinfo(f"{key}.npy").file_size:
                 raise InvalidInputError(
-                    f"{path}: array {key!r} promises {promised} bytes and holds fewer; save it again"
+                    f"{path} is not a readable npz file of plain arrays ({key!r} holds pickled objects); save it with "
+                    "numpy.savez(path, images=..., labels=...), without objects"
                 )
+            promised = math.prod(shape) * dtype.itemsize
+            if promised > archive.getinfo(f"{key}.npy").file_size or min(shape, default=0) < 0:
+                raise InvalidInputError(
+                    f"{path} is not a readable npz file of plain arrays ({key!r} promises {promised} bytes and holds "
+                    "fewer); save it again"
+                )
+
+
+def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array in numpy's format; reads no more than a header has."""
+    version = np.lib.format.read_magic(file)
+    size = file.read(2 if version == (1, 0) else 4)
+    num_bytes = int.from_bytes(size, "little")
+    if num_bytes > _MAX_ARRAY_HEADER_BYTES:
+        raise ValueError(f"an array's header has {num_bytes} bytes")
+    header = io.BytesIO(size + file.read(num_bytes))
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(header)
+    return shape, dtype
 
 
 def assign_classes(members: Iterable[Member], path: Path) -> Mapping[str, str]:
@@ -169,19 +208,10 @@ def read_npz(path: Path, image_size: int, limits: ArchiveLimits = DEFAULT_LIMITS
         InvalidInputError: broken file, pickled objects, a key missing, wrong type or shape, or too large.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(info.file_size for info in archive.infolist())
-        if total > limits.max_total_bytes:
-            raise InvalidInputError(f"{path} unpacks to {total} bytes, at most {limits.max_total_bytes} are read")
+        _check_npz(path, limits)
         with np.load(path, allow_pickle=False) as file:
-            for key in ("images", "labels"):
-                if key not in file:
-                    raise InvalidInputError(
-                        f"{path} has no array {key!r} but {', '.join(file) or 'none'}; save it with "
-                        "numpy.savez(path, images=..., labels=...)"
-                    )
             images, labels = file["images"], file["labels"]
-    except (*_BROKEN, MemoryError) as error:  # a header can promise any size
+    except _BROKEN as error:
         raise InvalidInputError(
             f"{path} is not a readable npz file of plain arrays ({error}); save it with "
             "numpy.savez(path, images=..., labels=...), without objects"
@@ -214,23 +244,29 @@ def _open(path: Path) -> _Archive:
 
 def _checked(members: Iterator[Member], path: Path, limits: ArchiveLimits) -> Iterator[Member]:
     total = 0
+    max_members = min(limits.max_members, path.stat().st_size // _MIN_MEMBER_BYTES + _FREE_MEMBERS)
+    max_total_bytes = _max_unpacked(path, limits)
     for index, member in enumerate(members):
         parts = re.split(r"[/\\]", member.name)
         if member.name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", member.name):
             raise InvalidInputError(f"{path}: member {member.name!r} points outside the archive; pack it again")
         total += member.num_bytes
-        if index >= limits.max_members:
-            raise InvalidInputError(f"{path} has more than {limits.max_members} members; unpack it, pass the folder")
-        if member.num_bytes > limits.max_member_bytes:
+        if index >= max_members:
+            raise InvalidInputError(f"{path} has more than {max_members} members; unpack it, pass the folder")
+        if not 0 <= member.num_bytes <= limits.max_member_bytes:
             raise InvalidInputError(
                 f"{path}: member {member.name!r} unpacks to {member.num_bytes} bytes, at most "
                 f"{limits.max_member_bytes} are read; remove it"
             )
-        if total > limits.max_total_bytes:
+        if total > max_total_bytes:
             raise InvalidInputError(
-                f"{path} unpacks to more than {limits.max_total_bytes} bytes; unpack it and pass the folder"
+                f"{path} unpacks to more than {max_total_bytes} bytes; unpack it and pass the folder"
             )
         yield member
+
+
+def _max_unpacked(path: Path, limits: ArchiveLimits) -> int:
+    return min(limits.max_total_bytes, _MAX_RATIO * path.stat().st_size + _FREE_BYTES)
 
 
 def _sorted_classes(decoded: dict[str, list[tuple[str, Square]]], channels: int) -> Iterator[ClassImages]:
@@ -267,25 +303,60 @@ class _Zip:
 class _Tar:
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = tarfile.open(path)  # noqa: SIM115  closed by `close`
+        self._file = _open_compressed(path)
 
     def members(self) -> Iterator[Member]:
-        for info in self._file:
-            if not (info.isfile() or info.isdir()):
-                raise InvalidInputError(_special(self._path, info.name))
+        for _, info in self._infos():
             yield Member(info.name, info.size, info.isdir())
 
     def contents(self, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
         # In the archive's order: a compressed tar can only be read forwards.
-        for info in self._file:
+        for archive, info in self._infos():
             if info.name in names and info.isfile():
-                file = self._file.extractfile(info)
+                file = archive.extractfile(info)
                 assert file is not None, "a plain file can be read"
                 with file:
-                    yield info.name, file.read()
+                    yield info.name, file.read(info.size)
 
     def close(self) -> None:
         self._file.close()
+
+    def _infos(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+        self._file.seek(0)
+        bounded = _Bounded(self._file, _MAX_HEADER_BYTES)
+        with tarfile.TarFile(fileobj=cast("IO[bytes]", bounded)) as archive:
+            while (info := archive.next()) is not None:
+                cast("Any", archive).members.clear()  # it would remember them all
+                if not (info.isfile() or info.isdir()) or info.issparse():
+                    raise InvalidInputError(_special(self._path, info.name))
+                bounded.budget = max(info.size, 0)  # for whoever reads the content
+                yield archive, info
+                bounded.budget = _MAX_HEADER_BYTES
+
+
+class _Bounded:
+    """What tarfile reads goes through it: names and maps have whatever size their headers promise."""
+
+    def __init__(self, file: IO[bytes], budget: int) -> None:
+        self._file = file
+        self.budget = budget
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        if not 0 <= num_bytes <= self.budget:
+            raise ValueError("a member's header is too large")
+        self.budget -= num_bytes
+        return self._file.read(num_bytes)
+
+
+def _open_compressed(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast("IO[bytes]", gzip.open(path))
+    if magic.startswith(b"BZh"):
+        return bz2.open(path)
+    return lzma.open(path) if magic.startswith(b"\xfd7zXZ\0") else path.open("rb")
 
 
 def _special(path: Path, name: str) -> str:

@@ -1,0 +1,318 @@
+"""Real processes, killed at random under load: no job is lost, no result is given twice, no update is applied twice.
+
+`METASEARCH_CHAOS=long` runs many jobs and several faults of each kind (minutes) and prints a report as JSON.
+"""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from chaos.deployment import COORDINATOR, NUM_WORKERS, TENANT, WORKER, Deployment, wait_until
+from common.artifacts import PriorStore
+from common.derivation import Limits
+from common.errors import MetaSearchError
+from common.loading import load
+from common.messages import JobRequest
+from common.meta.prior import initial_prior
+from coordinator import outer, study
+from coordinator.api.stubs import search_pb2 as pb
+from coordinator.jobs import AdaptSpec, JobState
+from coordinator.local import LocalExecutor
+from reference.redis_server import require_redis
+from workers.device import choose_device
+from workers.job import run_job
+from workers.runner import TaskRunner
+
+LONG = os.environ.get("METASEARCH_CHAOS") == "long"
+SEED = int(os.environ.get("METASEARCH_CHAOS_SEED", "0"))
+MIN_JOBS = 200 if LONG else 40
+NUM_CLIENTS = 6
+ROUNDS = 150 if LONG else 25
+PAUSE_S = 20.0 if LONG else 3.0
+BLOCKED_S = 10.0 if LONG else 2.0
+EACH = 3 if LONG else 1
+RECOVERY_TIMEOUT_S = 120.0
+SETTINGS = ["network.channels=2", "families.0.tasks_per_round=2", "inner.steps=1", "checkpoint.keep_last=1000"]
+TRAIN, ADAPT = "studies/train", "studies/adapt"
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1500 if LONG else 300)]
+
+
+@pytest.fixture(scope="module")
+def deployment(shared_image_cache: None) -> Iterator[Deployment]:
+    require_redis()
+    deployment = Deployment()
+    try:
+        deployment.start()
+        with deployment.client() as client:
+            client.create_study("train", preset="smoke", overrides=[*SETTINGS, f"rounds={ROUNDS}"])
+            client.create_study("adapt", preset="smoke", overrides=SETTINGS)
+        yield deployment
+    except BaseException:
+        print(deployment.logs())
+        raise
+    finally:
+        deployment.close()
+
+
+@dataclass
+class Load:
+    """Clients that submit a job, follow it to its end, and submit the next one, until they are told to stop."""
+
+    deployment: Deployment
+    min_jobs: int
+    names: list[str] = field(default_factory=list)
+    states: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._enough = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._client, args=(n,), daemon=True) for n in range(NUM_CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self, timeout_s: float) -> None:
+        """No more jobs than are needed; waits for those that run."""
+        self._enough.set()
+        until_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(until_s - time.monotonic(), 0.1))
+        assert not any(thread.is_alive() for thread in self._threads), f"clients still wait; {self.states}"
+        assert not self.problems, self.problems
+
+    def _client(self, number: int) -> None:
+        choices = random.Random(f"{SEED}/{number}")
+        try:
+            with self.deployment.client() as client:
+                while not self._enough.is_set() or len(self.names) < self.min_jobs:
+                    job = client.submit(
+                        ADAPT,
+                        "digits",
+                        num_ways=3,
+                        # Most are over at once; some are long enough to be at work when something is killed.
+                        steps=choices.choice((1, 1, 2, 2, 20)),
+                        train_per_class=8,
+                        test_per_class=4,
+                        seed=choices.randrange(1000),
+                        contribute=choices.random() < 0.15,
+                        request_id=str(uuid.uuid4()),
+                        max_attempts=100,
+                    )
+                    with self._lock:
+                        self.names.append(job.name)
+                    ended = client.wait(job.name)
+                    with self._lock:
+                        self.states[pb.JobState.Name(ended.state)] += 1
+                    if ended.state != pb.JOB_STATE_SUCCEEDED:
+                        self.problems.append(str(ended))
+        except MetaSearchError as error:
+            self.problems.append(f"client {number}: {error!r}")
+
+
+def test_nothing_is_lost_and_nothing_done_twice_whatever_is_killed(deployment: Deployment, tmp_path: Path) -> None:
+    start_s = time.monotonic()
+    with deployment.client() as client:
+        train = client.meta_train(TRAIN, max_attempts=100)
+    load_ = Load(deployment, MIN_JOBS)
+    wait_until(lambda: deployment.num_finished() > 0, 90)
+    faults = faults_of(deployment)
+    order = [name for name in faults for _ in range(EACH)]
+    random.Random(SEED).shuffle(order)
+    if LONG:
+        order.insert(len(order) // 2, "cluster lost")
+    recovery_s: dict[str, list[float]] = {}
+    for name in order:
+        before = deployment.num_finished()
+        fault = faults.get(name, lambda: kill_cluster(deployment))
+        back = fault()
+        since_s = time.monotonic()
+        # Back: the part itself, and jobs end again.
+        wait_until(lambda back=back, before=before: back() and deployment.num_finished() > before, RECOVERY_TIMEOUT_S)  # type: ignore[misc]
+        recovery_s.setdefault(name, []).append(round(time.monotonic() - since_s, 2))
+        print(f"{name}: {recovery_s[name][-1]} s, {deployment.num_finished()} jobs done", flush=True)
+    load_.finish(240)
+    with deployment.client() as client:
+        trained = client.wait(train.name)
+    report = audit(deployment, load_, trained, tmp_path)
+    report["recovery_s"] = recovery_s
+    report["seconds"] = round(time.monotonic() - start_s, 1)
+    print(json.dumps(report, indent=2))
+    assert report["jobs_lost"] == report["results_duplicated"] == report["updates_applied_twice"] == 0
+    assert report["meta_train_sha256_equal"]
+
+
+def test_a_rolling_restart_under_load_loses_and_duplicates_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    load_ = Load(deployment, 20)
+    for name, port in zip(("gateway-a", "gateway-b"), deployment.gateway_ports, strict=True):
+        assert deployment.replace_gracefully(name, 40) == 0
+        wait_until(lambda port=port: deployment.answers(port), 60)  # type: ignore[misc]
+    epoch = deployment.store.epoch()
+    assert deployment.replace_gracefully("supervisor", 60) == 0
+    wait_until(lambda: deployment.store.epoch() > epoch, RECOVERY_TIMEOUT_S)
+    load_.finish(120)
+    report = audit(deployment, load_, None, tmp_path)
+    print(json.dumps(report))
+    assert report["jobs_lost"] == report["results_duplicated"] == report["updates_applied_twice"] == 0
+    failures = [deployment.store.get_job(TENANT, "adapt", name.rpartition("/")[2]).job.failures for name in load_.names]
+    assert sum(failures) == 0, "draining uses no attempt up"
+
+
+# Faults: each returns how to tell that the part is back.
+
+
+def faults_of(deployment: Deployment) -> dict[str, Callable[[], Callable[[], bool]]]:
+    choices = random.Random(SEED + 1)
+    faults: dict[str, Callable[[], Callable[[], bool]]] = {
+        "worker killed": lambda: kill_worker(deployment, choices, signal.SIGKILL),
+        "coordinator killed": lambda: kill_coordinator(deployment),
+        "gateway killed": lambda: kill_gateway(deployment, choices.randrange(2)),
+        "supervisor killed": lambda: kill_supervisor(deployment),
+        "redis restarted": lambda: restart_redis(deployment),
+        f"redis paused {PAUSE_S:g} s": lambda: pause_redis(deployment),
+        f"artifacts refused {BLOCKED_S:g} s": lambda: refuse_artifacts(deployment),
+    }
+    if LONG:
+        faults["worker hangs"] = lambda: kill_worker(deployment, choices, signal.SIGSTOP)
+    return faults
+
+
+def kill_worker(deployment: Deployment, choices: random.Random, number: signal.Signals) -> Callable[[], bool]:
+    wait_until(lambda: len(deployment.pids(WORKER)) == NUM_WORKERS, RECOVERY_TIMEOUT_S)
+    pid = choices.choice(deployment.pids(WORKER))
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+    return lambda: pid not in deployment.pids(WORKER) and len(deployment.pids(WORKER)) == NUM_WORKERS
+
+
+def kill_coordinator(deployment: Deployment) -> Callable[[], bool]:
+    wait_until(lambda: bool(deployment.pids(COORDINATOR)), RECOVERY_TIMEOUT_S)
+    epoch = deployment.store.epoch()
+    for pid in deployment.pids(COORDINATOR):
+        os.kill(pid, signal.SIGKILL)
+    return lambda: deployment.store.epoch() > epoch
+
+
+def kill_gateway(deployment: Deployment, index: int) -> Callable[[], bool]:
+    deployment.kill(("gateway-a", "gateway-b")[index])
+    return lambda: deployment.answers(deployment.gateway_ports[index])
+
+
+def kill_supervisor(deployment: Deployment) -> Callable[[], bool]:
+    before = deployment.num_restarts
+    deployment.kill("supervisor")
+    return lambda: deployment.num_restarts > before
+
+
+def restart_redis(deployment: Deployment) -> Callable[[], bool]:
+    deployment.redis.restart(kill=True)
+    return deployment.redis.answers
+
+
+def pause_redis(deployment: Deployment) -> Callable[[], bool]:
+    deployment.redis.pause()
+    time.sleep(PAUSE_S)
+    deployment.redis.resume()
+    return deployment.redis.answers
+
+
+def refuse_artifacts(deployment: Deployment) -> Callable[[], bool]:
+    deployment.exchange_artifacts()
+    time.sleep(BLOCKED_S)
+    deployment.exchange_artifacts()
+    return lambda: True
+
+
+def kill_cluster(deployment: Deployment) -> Callable[[], bool]:
+    epoch = deployment.store.epoch()
+    deployment.kill_cluster()
+    return lambda: deployment.store.epoch() > epoch
+
+
+# What came of it
+
+
+def audit(deployment: Deployment, load_: Load, trained: pb.Job | None, folder: Path) -> dict[str, object]:
+    """Counts what must be zero. Every prior that a contribution made is made again here, from the one before."""
+    store = deployment.store
+    jobs = {job.name: job for job in store.list_jobs(TENANT, "adapt", 1000, "").items}
+    assert len(set(load_.names)) == len(load_.names) and set(load_.names) <= set(jobs)
+    succeeded = {
+        name: sum(view.job.state is JobState.SUCCEEDED for view in store.events(job.job_id, 0))
+        for name, job in jobs.items()
+    }
+    pointers = list(reversed(store.list_priors(TENANT, "adapt", 1000, "").items))
+    contributions = [job.job_id for job in jobs.values() if isinstance(job.spec, AdaptSpec) and job.spec.contribute]
+    makers = [pointer.made_by for pointer in pointers[1:]]
+    assert [pointer.version for pointer in pointers] == list(range(len(pointers)))
+    assert set(makers) <= set(contributions)
+    report: dict[str, object] = {
+        "jobs": len(jobs),
+        "attempts": sum(job.attempt for job in jobs.values()),
+        "failures": sum(job.failures for job in jobs.values()),
+        "jobs_lost": sum(job.state is not JobState.SUCCEEDED for job in jobs.values()),
+        "jobs_unasked_for": len(jobs) - len(load_.names) if trained is not None else 0,
+        "results_duplicated": sum(count > 1 for count in succeeded.values()),
+        "updates": len(makers),
+        "updates_lost": len(set(contributions) - set(makers)),
+        "updates_applied_twice": len(makers) - len(set(makers)),
+        "epochs": store.epoch(),
+        "processes_restarted": deployment.num_restarts,
+    }
+    assert report["jobs_unasked_for"] == report["updates_lost"] == 0
+    assert store.counts([TENANT])[TENANT]["queued"] == store.counts([TENANT])[TENANT]["running"] == 0
+    check_lineage(deployment, folder / "lineage")
+    for job in jobs.values():
+        assert job.result is not None
+        files = Path(str(job.result["url"]).removeprefix("file://"))
+        assert (files / "manifest.json").is_file(), f"{job.name} has no results"
+    if trained is not None:
+        config = load("smoke", [*SETTINGS, f"rounds={ROUNDS}"], environment={})
+        undisturbed = PriorStore(folder / "undisturbed")
+        prior = study.run(
+            study.begin(undisturbed, config), config, LocalExecutor(choose_device()), undisturbed, [], time.monotonic
+        )
+        report["meta_train_versions"] = trained.meta_train_result.prior_version
+        report["meta_train_sha256_equal"] = trained.meta_train_result.prior_sha256 == prior.digest()
+        made = list(reversed(store.list_priors(TENANT, "train", 1000, "").items))
+        assert [pointer.version for pointer in made] == list(range(ROUNDS + 1))
+    return report
+
+
+def check_lineage(deployment: Deployment, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store, config = deployment.store, load("smoke", SETTINGS, environment={})
+    runner, prior = TaskRunner(choose_device()), initial_prior(config)
+    for pointer in reversed(store.list_priors(TENANT, "adapt", 1000, "").items):
+        if pointer.version:
+            spec = store.get_job(TENANT, "adapt", pointer.made_by).job.spec
+            assert isinstance(spec, AdaptSpec)
+            request = JobRequest(
+                job_id=pointer.made_by,
+                attempt=1,
+                choice=spec.choice,
+                file=None,
+                config=config,
+                inner=config.adapt.model_copy(update={"steps": spec.steps}),
+                version=prior.version,
+                derivation=spec.derivation,
+                limits=Limits(),
+                result_url=str(folder / str(pointer.version)),
+                returns_update=True,
+            )
+            update = run_job(runner, prior, request).update
+            assert update is not None
+            prior = outer.step(prior, [update], config)
+        assert pointer.digest == prior.digest(), f"version {pointer.version}"
