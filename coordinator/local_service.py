@@ -1,5 +1,6 @@
 """Everything on this machine: a gateway and a supervisor with a local Ray, as child processes that are kept alive."""
 
+import ctypes
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from coordinator.settings import ServiceSettings, load_settings
 TOKEN_FILE = "token"
 _READY_TIMEOUT_S = 60.0
 _RESTART_S = 1.0
+_PR_SET_PDEATHSIG = 1
 READY = "metasearch gateway ready: "
 DASHBOARD = "Ray dashboard:"
 
@@ -128,9 +130,13 @@ class LocalService:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         if name == "gateway":
-            self.port = self._wait_for_port(self._children[name])
+            child = self._children[name]
+            assert child.stdout is not None
+            with child.stdout:
+                self.port = self._wait_for_port(child)
 
     def _wait_for_port(self, child: subprocess.Popen[bytes]) -> int:
         assert child.stdout is not None
@@ -148,3 +154,8 @@ class LocalService:
         child.wait(5)
         lines = (self._folder / "gateway.log").read_text("utf-8", errors="replace").strip().splitlines()
         raise UnavailableError(f"the gateway did not start: {lines[-1] if lines else 'see its log'}")
+
+
+def _end_with_parent() -> None:
+    """Has Linux send SIGTERM to this process when its parent is gone, however that ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
