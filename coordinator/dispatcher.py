@@ -420,8 +420,7 @@ class Dispatcher:
             self.logger.warning("job %s: %s", run.job.name, error)
             self.send_back(run, str(error), uses_attempt=False)
         except MetaSearchError as error:
-            reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), FailureReason.INTERNAL)
-            self.fail(run, Failure(reason=reason, message=str(error)))
+            self.fail(run, Failure(reason=_reason(error), message=str(error)))
         except Exception:
             self.logger.exception("job %s failed in the coordinator", run.job.name)
             message = "the coordinator failed at it; its log says why"
@@ -739,6 +738,10 @@ class _TrainRun(_Run):
         for key in self.keys:
             self.dispatcher.abandon(key)
         self.keys.clear()
+
+
+def _reason(error: MetaSearchError) -> FailureReason:
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), FailureReason.INTERNAL)
 
 
 def _ignore(value: object) -> None:

@@ -139,7 +139,7 @@ class Job(Frozen):
     epoch: int = 0
     """Of the coordinator that runs it."""
     base_version: int | None = None
-    """Version of the prior that it runs on; fixed when it first starts."""
+    """Version of the prior that it runs on; fixed when it first starts, unless it moves the prior."""
     created_s: float
     started_s: float | None = None
     finished_s: float | None = None
@@ -185,7 +185,7 @@ def started(job: Job, epoch: int, now_s: float, lease_s: float, base_version: in
         epoch=epoch,
         started_s=job.started_s or now_s,
         lease_until_s=now_s + lease_s,
-        base_version=job.base_version if job.base_version is not None else base_version,
+        base_version=base_version if job.spec.moves_prior or job.base_version is None else job.base_version,
         note="",
     )
 

@@ -152,6 +152,8 @@ def study_config(request: pb.CreateStudyRequest) -> StudyConfig:
     try:
         apply_overrides(tree, list(request.overrides))
         return validate(tree)
+    except RecursionError:
+        raise FieldError("overrides", "a value is nested too deeply") from None
     except InvalidInputError as error:
         raise FieldError("overrides" if "--set" in str(error) else base, str(error)) from None
 
@@ -189,6 +191,8 @@ def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
         raise FieldError("spec.adapt.classes", "a task has at least 2 classes")
     if len(set(spec.classes)) != len(spec.classes):
         raise FieldError("spec.adapt.classes", "names a class twice; remove one")
+    if spec.contribute and spec.HasField("prior_version"):
+        raise FieldError("spec.adapt.prior_version", "leave it out with contribute, which starts from the latest")
     size = spec.image_size or config.families[0].image_size
     if size not in config.network.heads:
         sizes = ", ".join(str(known) for known in sorted(config.network.heads))

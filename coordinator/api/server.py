@@ -499,7 +499,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         try:
             check_feasible(spec.limits, config.space, config.network, spec.choice.image_size, ways)
         except InvalidInputError as error:
-            raise FieldError("spec.adapt.limits", str(error)) from None
+            name = "max_macs" if spec.limits.max_params is None else "max_params"
+            raise FieldError(f"spec.adapt.{name}", str(error)) from None
 
     def _check_sources(self, config: StudyConfig) -> None:
         """A study may learn from sources that workers know by name, or from allowed URLs; not from just any path."""

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from reference.gateway import Gateway, PlayedCoordinator, running, until
+from reference.gateway import Gateway, PlayedCoordinator, running
 
-from common.errors import UnauthenticatedError
 from coordinator.api.client import AsyncSearchClient, SearchClient
 
 ALLOWED_URLS = ("s3://vision/open/", "https://data.example/sets/")
@@ -26,7 +24,7 @@ _numbers = itertools.count()
 def no_settings_from_outside() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     for name in list(os.environ):
-        if name.startswith("METASEARCH_") and name != "METASEARCH_CACHE":
+        if name.startswith(("METASEARCH_ADDRESS", "METASEARCH_TOKEN", "METASEARCH_CA", "METASEARCH_SE")):
             patch.delenv(name)
     yield
     patch.undo()
@@ -132,23 +130,3 @@ def own_gateway(tmp_path: Path) -> Iterator[Gateway]:
     """A gateway that the test may stop, break or kill."""
     with running(tmp_path / "own", drain_s=2.0) as found:
         yield found
-
-
-def known_token(gateway: Gateway, tenant: str, role: str = "submitter") -> str:
-    """A token that the running gateway knows by now."""
-    token = gateway.token(tenant, role)
-
-    def answers() -> bool:
-        with SearchClient(gateway.address, token) as client:
-            try:
-                list(client.list_studies())
-            except UnauthenticatedError:
-                return False
-            return True
-
-    until(answers, "the gateway to read the tokens file")
-    return token
-
-
-def words_of(text: str) -> set[str]:
-    return set(re.findall(r"[a-z_]+", text.lower()))

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from reference.redis_server import RedisServer
+
 from common.errors import MetaSearchError, UnavailableError
 from coordinator.api.auth import create_token
 from coordinator.api.client import SearchClient
 from coordinator.settings import ServiceSettings, open_ledger
 from coordinator.store.jobs import JobStore
-from reference.redis_server import RedisServer
 
 BIN = Path(sys.executable).parent
 NUM_WORKERS = 2

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from chaos.deployment import COORDINATOR, NUM_WORKERS, TENANT, WORKER, Deployment, wait_until
+from reference.redis_server import require_redis
+
 from common.artifacts import PriorStore
 from common.derivation import Limits
-from common.errors import MetaSearchError
+from common.errors import MetaSearchError, UnavailableError
 from common.loading import load
 from common.messages import JobRequest
 from common.meta.prior import initial_prior
@@ -30,7 +31,6 @@ from coordinator import outer, study
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.jobs import AdaptSpec, JobState
 from coordinator.local import LocalExecutor
-from reference.redis_server import require_redis
 from workers.device import choose_device
 from workers.job import run_job
 from workers.runner import TaskRunner
@@ -43,7 +43,10 @@ ROUNDS = 150 if LONG else 25
 PAUSE_S = 20.0 if LONG else 3.0
 BLOCKED_S = 10.0 if LONG else 2.0
 EACH = 3 if LONG else 1
-RECOVERY_TIMEOUT_S = 120.0
+RECOVERY_TIMEOUT_S = 180.0
+_INSISTENCE = 3
+RARE = ("coordinator hangs", "cluster lost")
+"""Once, in the long form."""
 SETTINGS = ["network.channels=2", "families.0.tasks_per_round=2", "inner.steps=1", "checkpoint.keep_last=1000"]
 TRAIN, ADAPT = "studies/train", "studies/adapt"
 
@@ -76,6 +79,7 @@ class Load:
     names: list[str] = field(default_factory=list)
     states: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    asked_again: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._enough = threading.Event()
@@ -95,31 +99,41 @@ class Load:
 
     def _client(self, number: int) -> None:
         choices = random.Random(f"{SEED}/{number}")
-        try:
-            with self.deployment.client() as client:
-                while not self._enough.is_set() or len(self.names) < self.min_jobs:
-                    job = client.submit(
-                        ADAPT,
-                        "digits",
-                        num_ways=3,
-                        # Most are over at once; some are long enough to be at work when something is killed.
-                        steps=choices.choice((1, 1, 2, 2, 20)),
-                        train_per_class=8,
-                        test_per_class=4,
-                        seed=choices.randrange(1000),
-                        contribute=choices.random() < 0.15,
-                        request_id=str(uuid.uuid4()),
-                        max_attempts=100,
-                    )
+        with self.deployment.client() as client:
+            while not self._enough.is_set() or len(self.names) < self.min_jobs:
+                request = {
+                    "num_ways": 3,
+                    # Most are over at once; some are long enough to be at work when something is killed.
+                    "steps": choices.choice((1, 1, 2, 2, 20)),
+                    "train_per_class": 8,
+                    "test_per_class": 4,
+                    "seed": choices.randrange(1000),
+                    "contribute": choices.random() < 0.15,
+                    "request_id": str(uuid.uuid4()),
+                    "max_attempts": 100,
+                }
+                try:
+                    name = self._insist(lambda request=request: client.submit(ADAPT, "digits", **request)).name
                     with self._lock:
-                        self.names.append(job.name)
-                    ended = client.wait(job.name)
-                    with self._lock:
-                        self.states[pb.JobState.Name(ended.state)] += 1
-                    if ended.state != pb.JOB_STATE_SUCCEEDED:
-                        self.problems.append(str(ended))
-        except MetaSearchError as error:
-            self.problems.append(f"client {number}: {error!r}")
+                        self.names.append(name)
+                    ended = self._insist(lambda name=name: client.wait(name))
+                except MetaSearchError as error:
+                    self.problems.append(f"client {number}: {error!r}")
+                    return
+                with self._lock:
+                    self.states[pb.JobState.Name(ended.state)] += 1
+                if ended.state != pb.JOB_STATE_SUCCEEDED:
+                    self.problems.append(str(ended))
+
+    def _insist(self, call: Callable[[], pb.Job]) -> pb.Job:
+        """Asks again, in the same words, where the client's own patience did not do."""
+        for _ in range(_INSISTENCE):
+            try:
+                return call()
+            except UnavailableError as error:
+                with self._lock:
+                    self.asked_again.append(str(error))
+        return call()
 
 
 def test_nothing_is_lost_and_nothing_done_twice_whatever_is_killed(deployment: Deployment, tmp_path: Path) -> None:
@@ -129,15 +143,12 @@ def test_nothing_is_lost_and_nothing_done_twice_whatever_is_killed(deployment: D
     load_ = Load(deployment, MIN_JOBS)
     wait_until(lambda: deployment.num_finished() > 0, 90)
     faults = faults_of(deployment)
-    order = [name for name in faults for _ in range(EACH)]
+    order = [name for name in faults for _ in range(1 if name in RARE else EACH)]
     random.Random(SEED).shuffle(order)
-    if LONG:
-        order.insert(len(order) // 2, "cluster lost")
     recovery_s: dict[str, list[float]] = {}
     for name in order:
         before = deployment.num_finished()
-        fault = faults.get(name, lambda: kill_cluster(deployment))
-        back = fault()
+        back = faults[name]()
         since_s = time.monotonic()
         # Back: the part itself, and jobs end again.
         wait_until(lambda back=back, before=before: back() and deployment.num_finished() > before, RECOVERY_TIMEOUT_S)  # type: ignore[misc]
@@ -156,12 +167,15 @@ def test_nothing_is_lost_and_nothing_done_twice_whatever_is_killed(deployment: D
 
 def test_a_rolling_restart_under_load_loses_and_duplicates_nothing(deployment: Deployment, tmp_path: Path) -> None:
     load_ = Load(deployment, 20)
+    started_s = time.monotonic()
     for name, port in zip(("gateway-a", "gateway-b"), deployment.gateway_ports, strict=True):
         assert deployment.replace_gracefully(name, 40) == 0
         wait_until(lambda port=port: deployment.answers(port), 60)  # type: ignore[misc]
+        print(f"{name}: restarted after {time.monotonic() - started_s:.1f} s", flush=True)
     epoch = deployment.store.epoch()
     assert deployment.replace_gracefully("supervisor", 60) == 0
     wait_until(lambda: deployment.store.epoch() > epoch, RECOVERY_TIMEOUT_S)
+    print(f"supervisor: restarted after {time.monotonic() - started_s:.1f} s", flush=True)
     load_.finish(120)
     report = audit(deployment, load_, None, tmp_path)
     print(json.dumps(report))
@@ -186,6 +200,8 @@ def faults_of(deployment: Deployment) -> dict[str, Callable[[], Callable[[], boo
     }
     if LONG:
         faults["worker hangs"] = lambda: kill_worker(deployment, choices, signal.SIGSTOP)
+        faults["coordinator hangs"] = lambda: kill_coordinator(deployment, signal.SIGSTOP)
+        faults["cluster lost"] = lambda: kill_cluster(deployment)
     return faults
 
 
@@ -197,11 +213,11 @@ def kill_worker(deployment: Deployment, choices: random.Random, number: signal.S
     return lambda: pid not in deployment.pids(WORKER) and len(deployment.pids(WORKER)) == NUM_WORKERS
 
 
-def kill_coordinator(deployment: Deployment) -> Callable[[], bool]:
+def kill_coordinator(deployment: Deployment, number: signal.Signals = signal.SIGKILL) -> Callable[[], bool]:
     wait_until(lambda: bool(deployment.pids(COORDINATOR)), RECOVERY_TIMEOUT_S)
     epoch = deployment.store.epoch()
     for pid in deployment.pids(COORDINATOR):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     return lambda: deployment.store.epoch() > epoch
 
 
@@ -268,6 +284,7 @@ def audit(deployment: Deployment, load_: Load, trained: pb.Job | None, folder: P
         "updates": len(makers),
         "updates_lost": len(set(contributions) - set(makers)),
         "updates_applied_twice": len(makers) - len(set(makers)),
+        "clients_asked_again": load_.asked_again,
         "epochs": store.epoch(),
         "processes_restarted": deployment.num_restarts,
     }

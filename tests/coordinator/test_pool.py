@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 
 from common.artifacts import PriorStore
-from common.config import ClusterConfig, StudyConfig
-from common.errors import AdaptationError, InvalidInputError
+from common.config import ClusterConfig, DatasetRef, StudyConfig
+from common.derivation import Limits
+from common.errors import AdaptationError, ConflictError, InvalidInputError
 from common.loading import load
-from common.messages import AdaptResult
+from common.messages import AdaptResult, JobRequest
 from common.meta.prior import Prior, initial_prior
+from common.tasks import TaskChoice
 from coordinator import study
 from coordinator.local import LocalExecutor
 from coordinator.outer import OuterStep
-from coordinator.pool import MAX_IN_FLIGHT, RayPool
+from coordinator.pool import MAX_IN_FLIGHT, Outcome, RayPool
 from coordinator.rounds import plan
+from workers.actor import WorkerStatus
 from workers.device import choose_device
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -179,3 +182,142 @@ def test_a_prior_enters_the_object_store_once_per_version(
     for _ in range(2):
         list(pool.run(prior, requests[:2]))
     assert len(puts) == 1
+
+
+# Calls one by one, as the service makes them
+
+
+@pytest.fixture(scope="module")
+def prior(config: StudyConfig) -> Prior:
+    return initial_prior(config)
+
+
+def job(config: StudyConfig, job_id: str, folder: Path, steps: int = 2, **changes: object) -> JobRequest:
+    """A job on digits; with `ENDLESS` steps it is at work until it is given up."""
+    choice = TaskChoice(
+        data=DatasetRef(source="digits"), classes=("1", "7"), image_size=16, train_per_class=8, test_per_class=4
+    )
+    plain = JobRequest(
+        job_id=job_id,
+        attempt=1,
+        choice=choice,
+        file=None,
+        config=config,
+        inner=config.adapt.model_copy(update={"steps": steps}),
+        version=0,
+        derivation="top2_pairs",
+        limits=Limits(),
+        result_url=str(folder / job_id),
+        returns_update=False,
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+ENDLESS = 1_000_000
+PATIENCE_S = 60.0
+
+
+def collect(pool: RayPool, count: int) -> dict[str, Outcome]:
+    """Polls until so many calls have ended."""
+    found: dict[str, Outcome] = {}
+    deadline_s = time.monotonic() + PATIENCE_S
+    while len(found) < count:
+        assert time.monotonic() < deadline_s, f"only {sorted(found)} ended"
+        found |= {outcome.key: outcome for outcome in pool.poll(0.1)}
+    return found
+
+
+def wait_until_at_work(pool: RayPool, key: str) -> WorkerStatus:
+    """Polls until a worker says that it has begun with a call; returns what it says."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        assert pool.poll(0.05) == []
+        for status in pool.status():
+            if status.task_id == key and status.steps_done > 2:
+                return status
+    raise AssertionError(f"nobody began {key}")
+
+
+def test_jobs_and_tasks_come_back_under_their_keys(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(2)
+    task = plan(prior, config, study.load_catalogs(config)).requests[0]
+    pool.submit("a job", job(config, "a job", tmp_path), prior)
+    pool.submit("a task", task, prior)
+    pool.submit("wrong", job(config, "wrong", tmp_path, version=5), prior)
+    assert pool.num_pending == 3
+    found = collect(pool, 3)
+    assert pool.num_pending == 0 and pool.poll(60.0) == [], "nothing to wait for"
+    assert {artifact.name for artifact in found["a job"].result.artifacts} == {"weights.safetensors", "result.json"}
+    assert (tmp_path / "a job/manifest.json").exists()
+    assert found["a task"].result.task_id == task.task.task_id
+    assert isinstance(found["wrong"].error, ConflictError) and found["wrong"].result is None
+
+
+def test_a_running_job_shows_its_steps_and_the_best_so_far(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1)
+    pool.submit("endless", job(config, "endless", tmp_path, ENDLESS), prior)
+    status = wait_until_at_work(pool, "endless")
+    assert status.interim is not None and set(status.interim.genotype.cells) == {"normal", "reduction"}
+    pool.give_up()
+    assert pool.num_pending == 0
+
+
+def test_a_worker_killed_at_a_call_loses_that_call_alone(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1)
+    pool.submit("endless", job(config, "endless", tmp_path, ENDLESS), prior)
+    pool.submit("behind it", job(config, "behind it", tmp_path), prior)
+    os.kill(wait_until_at_work(pool, "endless").pid, signal.SIGKILL)
+    found = collect(pool, 2)
+    assert found["endless"] == Outcome("endless", lost="the worker died")
+    assert found["behind it"].result.job_id == "behind it"
+    assert pool.num_replaced == 1
+
+
+def test_a_call_that_takes_too_long_is_lost_and_its_worker_replaced(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1, task_timeout_s=15.0)
+    pool.submit("endless", job(config, "endless", tmp_path, ENDLESS), prior)
+    pool.submit("behind it", job(config, "behind it", tmp_path), prior)
+    found = collect(pool, 2)
+    assert found["endless"].lost == "the worker gave no result for 15 s"
+    assert found["behind it"].result.job_id == "behind it"
+
+
+def test_a_call_that_is_abandoned_frees_its_worker_and_has_no_outcome(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1)
+    for key, steps in (("at work", ENDLESS), ("next", ENDLESS), ("third", 2), ("fourth", ENDLESS)):
+        pool.submit(key, job(config, key, tmp_path, steps), prior)
+    pid = wait_until_at_work(pool, "at work").pid
+    pool.abandon("fourth")  # waits here
+    pool.abandon("next")  # waits at the worker
+    pool.abandon("at work")
+    pool.abandon("unknown")
+    assert pool.num_pending == 1
+    assert set(collect(pool, 1)) == {"third"}
+    assert pool.num_pending == 0 and pool.num_replaced == 0, "no worker was at fault"
+    (status,) = pool.status(PATIENCE_S)
+    assert status.pid != pid and status.task_id is None
+    assert not (tmp_path / "next").exists(), "it never began"
+
+
+def test_a_worker_that_died_while_idle_costs_at_most_the_call_that_finds_it(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1)
+    pool.submit("first", job(config, "first", tmp_path), prior)
+    collect(pool, 1)
+    os.kill(pool.status(PATIENCE_S)[0].pid, signal.SIGKILL)
+    pool.submit("second", job(config, "second", tmp_path), prior)
+    pool.submit("third", job(config, "third", tmp_path), prior)
+    found = collect(pool, 2)
+    assert found["second"] == Outcome("second", lost="the worker died")
+    assert found["third"].result.job_id == "third"

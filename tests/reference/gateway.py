@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import UnauthenticatedError
 from coordinator.api.auth import create_token
 from coordinator.api.client import SearchClient
 from coordinator.jobs import Failure, FailureReason, Job
@@ -119,6 +120,20 @@ class Gateway:
         if (tenant, role) not in self._tokens:
             self._tokens[tenant, role] = create_token(self.tokens, tenant, role, "for a test")
         return self._tokens[tenant, role]
+
+    def known_token(self, tenant: str, role: str = "submitter") -> str:
+        """A token that the running gateway knows by now."""
+        token = self.token(tenant, role)
+        until(lambda: self.knows(token), "the gateway to read the tokens file")
+        return token
+
+    def knows(self, token: str) -> bool:
+        with SearchClient(self.address, token) as client:
+            try:
+                list(client.list_studies())
+            except UnauthenticatedError:
+                return False
+            return True
 
     def client(self, tenant: str, role: str = "submitter", **options: Any) -> SearchClient:
         return SearchClient(self.address, self.token(tenant, role), **options)
