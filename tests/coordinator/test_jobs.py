@@ -139,9 +139,16 @@ def test_a_start_counts_and_leases() -> None:
 
 
 def test_another_start_keeps_the_first_time_and_version() -> None:
-    started = jobs.started(job_in(QUEUED, base_version=7), epoch=5, now_s=2000.0, lease_s=30.0, base_version=9)
+    queued = job_in(QUEUED, spec=ADAPT, base_version=7)
+    started = jobs.started(queued, epoch=5, now_s=2000.0, lease_s=30.0, base_version=9)
     assert (started.attempt, started.epoch, started.base_version, started.started_s) == (3, 5, 7, 910.0)
-    assert jobs.started(job_in(QUEUED, base_version=0), 5, 2000.0, 30.0, 9).base_version == 0
+    assert jobs.started(job_in(QUEUED, spec=ADAPT, base_version=0), 5, 2000.0, 30.0, 9).base_version == 0
+
+
+@pytest.mark.parametrize("spec", [MetaTrainSpec(), ADAPT.model_copy(update={"contribute": True})])
+def test_another_start_of_a_job_that_moves_the_prior_takes_the_version_of_now(spec: MetaTrainSpec | AdaptSpec) -> None:
+    queued = job_in(QUEUED, spec=spec, base_version=7)
+    assert jobs.started(queued, epoch=5, now_s=2000.0, lease_s=30.0, base_version=9).base_version == 9
 
 
 @pytest.mark.parametrize(
