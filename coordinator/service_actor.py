@@ -70,8 +70,9 @@ class ServiceCoordinator:
     def _serve(self) -> None:
         store = self._open_store()
         num_workers, gpus_per_worker = worker_resources(self._cluster)
-        pool = RayPool("service", num_workers, gpus_per_worker, self._cluster, time.monotonic, self._log)
         holder = f"{socket.gethostname()}/{os.getpid()}"
+        # Names of its own: the workers of one that was killed a moment ago may not have given theirs back yet.
+        pool = RayPool(f"service/{holder}", num_workers, gpus_per_worker, self._cluster, time.monotonic, self._log)
         dispatcher: Dispatcher | None = None
         try:
             while dispatcher is None:

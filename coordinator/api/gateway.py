@@ -166,10 +166,13 @@ class _CertificateReloader:
         assert self._tls.certificate is not None and self._tls.key is not None
         try:
             # Checks that key and certificate belong together.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._tls.certificate, self._tls.key)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._tls.certificate, self._tls.key, password=lambda: b"")  # asks nobody
             ca = self._tls.client_ca.read_bytes() if self._tls.client_ca else None
+            if ca is not None:
+                context.load_verify_locations(cadata=ca.decode("ascii", errors="replace"))
             return self._tls.key.read_bytes(), self._tls.certificate.read_bytes(), ca
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ssl.SSLError, ValueError) as error:
             raise InvalidInputError(f"tls: {_named(self._tls)} cannot be used: {error}") from None
 
 

@@ -71,6 +71,7 @@ return {keys, rows}
 """
 _TIMEOUT_S = 5.0
 _RECONNECT_S = 0.5
+_LISTEN_S = 0.2  # also how long `close` may take
 _MAX_CONNECTIONS = 10_000  # the client's own default, 100, fails the 101st thread
 
 _logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class RedisLedger:
                 with self._client.pubsub() as subscription:  # type: ignore[no-untyped-call]
                     subscription.subscribe(self._channel)
                     while not self._closed.is_set():
-                        message = subscription.get_message(timeout=0.2)
+                        message = subscription.get_message(timeout=_LISTEN_S)
                         if message is not None:
                             self._heard(message["data"].decode() or None if message["type"] == "message" else None)
             except redis.RedisError:

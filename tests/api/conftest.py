@@ -16,7 +16,7 @@ from reference.gateway import Gateway, PlayedCoordinator, running
 from coordinator.api.client import AsyncSearchClient, SearchClient
 
 ALLOWED_URLS = ("s3://vision/open/", "https://data.example/sets/")
-NUM_TENANTS = 200
+NUM_TENANTS = 1000
 _numbers = itertools.count()
 
 
@@ -37,9 +37,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     new = Gateway(folder, allowed_urls=ALLOWED_URLS, quotas=quotas, max_upload_bytes=8 << 20)
     for tenant in quotas:
         new.token(tenant)
-    for number in range(NUM_TENANTS):  # so that no test waits for a new token to be noticed
-        new.token(f"tenant-{number}")
     new.token("viewers", "viewer")
+    new.add_tokens(f"tenant-{number}" for number in range(NUM_TENANTS))  # no test waits for a new one to be noticed
     new.start()
     yield new
     new.stop()
@@ -52,14 +51,20 @@ def coordinator(gateway: Gateway) -> Iterator[PlayedCoordinator]:
     played.close()
 
 
+def next_tenant() -> str:
+    number = next(_numbers)
+    assert number < NUM_TENANTS, "raise NUM_TENANTS"
+    return f"tenant-{number}"
+
+
 @pytest.fixture
 def tenant() -> str:
-    return f"tenant-{next(_numbers)}"
+    return next_tenant()
 
 
 @pytest.fixture
 def other_tenant() -> str:
-    return f"tenant-{next(_numbers)}"
+    return next_tenant()
 
 
 @pytest.fixture

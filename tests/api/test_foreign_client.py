@@ -137,7 +137,10 @@ const call = (method, request) => new Promise((resolve, reject) =>
     });
     let refused = {};
     try { await call("CreateJob", {...request, request_id: "x"}); }
-    catch (error) { refused = {code: grpc.status[error.code], hasDetails: !!error.metadata.get("grpc-status-details-bin").length}; }
+    catch (error) {
+      const details = error.metadata.get("grpc-status-details-bin");
+      refused = {code: grpc.status[error.code], hasDetails: details.length > 0};
+    }
     console.log(JSON.stringify({study: study.name, first: first.job, second: second.job.name,
                                 watched: watched.job.state, refused}));
   } catch (error) { console.log(JSON.stringify({code: grpc.status[error.code], details: error.details})); }

@@ -786,9 +786,7 @@ def test_upload_beyond_the_quota_is_refused_before_it_is_sent(gateway: Gateway, 
     with gateway.client("tiny") as client, packed(photos) as (file, title):
         try:
             with pytest.raises(grpc.RpcError) as caught:
-                client._stub.UploadDataset(
-                    requests(upload_header(file, title)), metadata=client._metadata, timeout=15
-                )
+                client._stub.UploadDataset(requests(upload_header(file, title)), metadata=client._metadata, timeout=15)
         finally:
             stop.set()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

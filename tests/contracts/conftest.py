@@ -7,6 +7,7 @@ import pytest
 from contracts.backends import Backend
 from reference.redis_server import RedisServer, require_redis
 
+from coordinator.store import redis
 from coordinator.store.jobs import JobStore
 from coordinator.store.ledger import Ledger
 
@@ -18,6 +19,12 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of ledgers are closed here."""
+    monkeypatch.setattr(redis, "_LISTEN_S", 0.01)
 
 
 @pytest.fixture(params=["sqlite", "redis"])

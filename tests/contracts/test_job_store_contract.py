@@ -24,7 +24,7 @@ from coordinator.store.jobs import (
     SupersededError,
     new_job_id,
 )
-from coordinator.store.ledger import Delete, Transaction
+from coordinator.store.ledger import Add, Delete, Expect, Transaction
 
 QUOTA = Quota()
 FAILURE = Failure(reason=FailureReason.RESOURCE_UNAVAILABLE, message="no GPU")
@@ -740,6 +740,26 @@ def test_an_advance_of_a_cancelled_job_is_refused(
     running(store, epoch, "next", spec=MetaTrainSpec())
     store.open_plan(epoch, "a", "s", plan(0, "next"))
     store.advance(epoch, "a", "s", pointer(1, "next"), 1, 20.0)
+    check_invariants(store)
+
+
+def test_a_plan_that_is_replaced_meanwhile_is_not_closed(
+    lineage: tuple[JobStore, int, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, epoch, _ = lineage
+    running(store, epoch, "other", spec=MetaTrainSpec())
+    store.open_plan(epoch, "a", "s", plan(0))
+    commit = store.ledger.commit
+
+    def later(transaction: Transaction) -> Expect | Add | None:
+        monkeypatch.setattr(store.ledger, "commit", commit)
+        store.open_plan(epoch, "a", "s", plan(0, "other"))
+        return commit(transaction)
+
+    monkeypatch.setattr(store.ledger, "commit", later)
+    with pytest.raises(ConflictError, match="a round of job other"):
+        store.advance(epoch, "a", "s", pointer(1, "train"), 1, 20.0)
+    assert store.head("a", "s") == Head(version=0, digest="digest-0", plan=plan(0, "other"))
     check_invariants(store)
 
 

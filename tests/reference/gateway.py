@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Gateway:
         self.tokens = folder / "tokens.toml"
         self.settings_file = folder / "settings.json"
         self.log = folder / "gateway.log"
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir(exist_ok=True)
         self.port = 0
         self._tokens: dict[tuple[str, str], str] = {}
         self._process: subprocess.Popen[str] | None = None
@@ -82,6 +84,7 @@ class Gateway:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "coordinator.cli", "serve", "--settings", str(self.settings_file)],
                 cwd=ROOT,
+                env=os.environ | {"TMPDIR": str(self.scratch)},
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -121,6 +124,16 @@ class Gateway:
             self._tokens[tenant, role] = create_token(self.tokens, tenant, role, "for a test")
         return self._tokens[tenant, role]
 
+    def add_tokens(self, tenants: Iterable[str]) -> None:
+        """Tokens of submitters, all at once."""
+        tables = []
+        for tenant in tenants:
+            self._tokens[tenant, "submitter"] = token = f"msk_of-{tenant}"
+            digest = hashlib.sha256(token.encode()).hexdigest()
+            tables.append(f'[[token]]\nsha256 = "{digest}"\ntenant = "{tenant}"\nrole = "submitter"\n')
+        with self.tokens.open("a") as file:
+            file.write("\n" + "\n".join(tables))
+
     def known_token(self, tenant: str, role: str = "submitter") -> str:
         """A token that the running gateway knows by now."""
         token = self.token(tenant, role)
@@ -140,7 +153,7 @@ class Gateway:
 
     def num_files(self) -> int:
         """Open file handles."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     def rss_bytes(self, field: str = "VmRSS") -> int:
         """Memory in use; `VmHWM` for the most that it ever was."""

@@ -4,15 +4,18 @@
 # source: metasearch/v1/search.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "metasearch/v1/search.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'metasearch/v1/search.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -23,129 +26,127 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1ametasearch/v1/search.proto\x12\rmetasearch.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto"\x9c\x01\n\x05Study\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprior_version\x18\x04 \x01(\x03\x12\x14\n\x0cprior_sha256\x18\x05 \x01(\t"\x95\x01\n\x12\x43reateStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x10\n\x06preset\x18\x02 \x01(\tH\x00\x12)\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x11\n\toverrides\x18\x04 \x03(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x06\n\x04\x62\x61se":\n\x13\x43reateStudyResponse\x12#\n\x05study\x18\x01 \x01(\x0b\x32\x14.metasearch.v1.Study"\x1f\n\x0fGetStudyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"7\n\x10GetStudyResponse\x12#\n\x05study\x18\x01 \x01(\x0b\x32\x14.metasearch.v1.Study";\n\x12ListStudiesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t"U\n\x13ListStudiesResponse\x12%\n\x07studies\x18\x01 \x03(\x0b\x32\x14.metasearch.v1.Study\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t"K\n\nDataSource\x12\x11\n\x07\x62uiltin\x18\x01 \x01(\tH\x00\x12\x11\n\x07\x64\x61taset\x18\x02 \x01(\tH\x00\x12\r\n\x03url\x18\x03 \x01(\tH\x00\x42\x08\n\x06source"\xd4\x02\n\tAdaptSpec\x12\'\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32\x19.metasearch.v1.DataSource\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x10\n\x08num_ways\x18\x03 \x01(\x05\x12\x12\n\nimage_size\x18\x04 \x01(\x05\x12\x17\n\x0ftrain_per_class\x18\x05 \x01(\x05\x12\x16\n\x0etest_per_class\x18\x06 \x01(\x05\x12\r\n\x05steps\x18\x07 \x01(\x05\x12\x1a\n\rprior_version\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\t \x01(\x03\x12\x31\n\nderivation\x18\n \x01(\x0e\x32\x1d.metasearch.v1.DerivationRule\x12\x12\n\nmax_params\x18\x0b \x01(\x03\x12\x10\n\x08max_macs\x18\x0c \x01(\x03\x12\x12\n\ncontribute\x18\r \x01(\x08\x42\x10\n\x0e_prior_version"&\n\rMetaTrainSpec\x12\x15\n\runtil_version\x18\x01 \x01(\x03"|\n\x07JobSpec\x12)\n\x05\x61\x64\x61pt\x18\x01 \x01(\x0b\x32\x18.metasearch.v1.AdaptSpecH\x00\x12\x32\n\nmeta_train\x18\x02 \x01(\x0b\x32\x1c.metasearch.v1.MetaTrainSpecH\x00\x42\x06\n\x04kindJ\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05"<\n\x0eScoredGenotype\x12\x15\n\rgenotype_json\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01"?\n\nEvaluation\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\x11\n\tloss_nats\x18\x03 \x01(\x01";\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t"\xa8\x03\n\x0b\x41\x64\x61ptResult\x12\x15\n\rprior_version\x18\x01 \x01(\x03\x12\x15\n\rgenotype_json\x18\x02 \x01(\t\x12\x1c\n\x14genotype_probability\x18\x03 \x01(\x01\x12\x34\n\rtop_genotypes\x18\x04 \x03(\x0b\x32\x1d.metasearch.v1.ScoredGenotype\x12\x41\n\x0c\x65ntropy_nats\x18\x05 \x03(\x0b\x32+.metasearch.v1.AdaptResult.EntropyNatsEntry\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01\x12\x12\n\nnum_params\x18\x07 \x01(\x03\x12\x10\n\x08num_macs\x18\x08 \x01(\x03\x12.\n\x0b\x65valuations\x18\t \x03(\x0b\x32\x19.metasearch.v1.Evaluation\x12 \n\x13\x63ontributed_version\x18\n \x01(\x03H\x00\x88\x01\x01\x1a\x32\n\x10\x45ntropyNatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x16\n\x14_contributed_version">\n\x0fMetaTrainResult\x12\x15\n\rprior_version\x18\x01 \x01(\x03\x12\x14\n\x0cprior_sha256\x18\x02 \x01(\t"\xc9\x01\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x15\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rgenotype_json\x18\x04 \x01(\t\x12\x35\n\x07metrics\x18\x05 \x03(\x0b\x32$.metasearch.v1.Progress.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_accuracy"H\n\x07\x46\x61ilure\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.metasearch.v1.FailureReason\x12\x0f\n\x07message\x18\x02 \x01(\t"\xbf\x04\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.metasearch.v1.JobSpec\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.metasearch.v1.JobState\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x11\n\tneeds_gpu\x18\x05 \x01(\x08\x12\x0e\n\x06paused\x18\x06 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08progress\x18\x0b \x01(\x0b\x32\x17.metasearch.v1.Progress\x12\x0c\n\x04note\x18\x0c \x01(\t\x12\'\n\x07\x66\x61ilure\x18\r \x01(\x0b\x32\x16.metasearch.v1.Failure\x12\x32\n\x0c\x61\x64\x61pt_result\x18\x0e \x01(\x0b\x32\x1a.metasearch.v1.AdaptResultH\x00\x12;\n\x11meta_train_result\x18\x0f \x01(\x0b\x32\x1e.metasearch.v1.MetaTrainResultH\x00\x12*\n\tartifacts\x18\x10 \x03(\x0b\x32\x17.metasearch.v1.ArtifactB\x08\n\x06result"\xd9\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.metasearch.v1.JobSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\tneeds_gpu\x18\x06 \x01(\x08\x12\x17\n\x0fqueue_timeout_s\x18\x07 \x01(\x01\x12\x14\n\x0cmax_attempts\x18\x08 \x01(\x05\x42\x0b\n\t_priority"4\n\x11\x43reateJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"1\n\x0eGetJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job"q\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\'\n\x06states\x18\x04 \x03(\x0e\x32\x17.metasearch.v1.JobState"M\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.metasearch.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job"\x1f\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"3\n\x10PauseJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"4\n\x11ResumeJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job"5\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t"q\n\x10WatchJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x15\n\rstate_changed\x18\x03 \x01(\x08\x12\x0f\n\x07\x63losing\x18\x04 \x01(\x08"\xdc\x01\n\x05Prior\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07made_by\x18\x05 \x01(\t\x12\x32\n\x07metrics\x18\x06 \x03(\x0b\x32!.metasearch.v1.Prior.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01"\x1f\n\x0fGetPriorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"7\n\x10GetPriorResponse\x12#\n\x05prior\x18\x01 \x01(\x0b\x32\x14.metasearch.v1.Prior"J\n\x11ListPriorsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t"S\n\x12ListPriorsResponse\x12$\n\x06priors\x18\x01 \x03(\x0b\x32\x14.metasearch.v1.Prior\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t"z\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x11\n\tnum_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06suffix\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp"P\n\x0cUploadHeader\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0e\n\x06suffix\x18\x02 \x01(\t\x12\x11\n\tnum_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t"^\n\x14UploadDatasetRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.metasearch.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part"Q\n\x15UploadDatasetResponse\x12\'\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x16.metasearch.v1.Dataset\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"=\n\x12GetDatasetResponse\x12\'\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x16.metasearch.v1.Dataset"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t"Y\n\x14ListDatasetsResponse\x12(\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x16.metasearch.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t"H\n\x17\x44ownloadArtifactRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03"T\n\x18\x44ownloadArtifactResponse\x12)\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x17.metasearch.v1.Artifact\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c*\xb4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06*\x88\x01\n\x0e\x44\x65rivationRule\x12\x1f\n\x1b\x44\x45RIVATION_RULE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45RIVATION_RULE_TOP2_PAIRS\x10\x01\x12\x19\n\x15\x44\x45RIVATION_RULE_DARTS\x10\x02\x12\x1a\n\x16\x44\x45RIVATION_RULE_SAMPLE\x10\x03*\xcd\x02\n\rFailureReason\x12\x1e\n\x1a\x46\x41ILURE_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x46\x41ILURE_REASON_INVALID_INPUT\x10\x01\x12\x1c\n\x18\x46\x41ILURE_REASON_NOT_FOUND\x10\x02\x12#\n\x1f\x46\x41ILURE_REASON_CORRUPT_ARTIFACT\x10\x03\x12$\n FAILURE_REASON_ADAPTATION_FAILED\x10\x04\x12%\n!FAILURE_REASON_ATTEMPTS_EXHAUSTED\x10\x05\x12\'\n#FAILURE_REASON_RESOURCE_UNAVAILABLE\x10\x06\x12$\n FAILURE_REASON_DEADLINE_EXCEEDED\x10\x07\x12\x1b\n\x17\x46\x41ILURE_REASON_INTERNAL\x10\x08\x32\xb9\n\n\rSearchService\x12T\n\x0b\x43reateStudy\x12!.metasearch.v1.CreateStudyRequest\x1a".metasearch.v1.CreateStudyResponse\x12K\n\x08GetStudy\x12\x1e.metasearch.v1.GetStudyRequest\x1a\x1f.metasearch.v1.GetStudyResponse\x12T\n\x0bListStudies\x12!.metasearch.v1.ListStudiesRequest\x1a".metasearch.v1.ListStudiesResponse\x12N\n\tCreateJob\x12\x1f.metasearch.v1.CreateJobRequest\x1a .metasearch.v1.CreateJobResponse\x12\x45\n\x06GetJob\x12\x1c.metasearch.v1.GetJobRequest\x1a\x1d.metasearch.v1.GetJobResponse\x12K\n\x08ListJobs\x12\x1e.metasearch.v1.ListJobsRequest\x1a\x1f.metasearch.v1.ListJobsResponse\x12N\n\tCancelJob\x12\x1f.metasearch.v1.CancelJobRequest\x1a .metasearch.v1.CancelJobResponse\x12K\n\x08PauseJob\x12\x1e.metasearch.v1.PauseJobRequest\x1a\x1f.metasearch.v1.PauseJobResponse\x12N\n\tResumeJob\x12\x1f.metasearch.v1.ResumeJobRequest\x1a .metasearch.v1.ResumeJobResponse\x12M\n\x08WatchJob\x12\x1e.metasearch.v1.WatchJobRequest\x1a\x1f.metasearch.v1.WatchJobResponse0\x01\x12K\n\x08GetPrior\x12\x1e.metasearch.v1.GetPriorRequest\x1a\x1f.metasearch.v1.GetPriorResponse\x12Q\n\nListPriors\x12 .metasearch.v1.ListPriorsRequest\x1a!.metasearch.v1.ListPriorsResponse\x12\\\n\rUploadDataset\x12#.metasearch.v1.UploadDatasetRequest\x1a$.metasearch.v1.UploadDatasetResponse(\x01\x12Q\n\nGetDataset\x12 .metasearch.v1.GetDatasetRequest\x1a!.metasearch.v1.GetDatasetResponse\x12W\n\x0cListDatasets\x12".metasearch.v1.ListDatasetsRequest\x1a#.metasearch.v1.ListDatasetsResponse\x12\x65\n\x10\x44ownloadArtifact\x12&.metasearch.v1.DownloadArtifactRequest\x1a\'.metasearch.v1.DownloadArtifactResponse0\x01\x62\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametasearch/v1/search.proto\x12\rmetasearch.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x05Study\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprior_version\x18\x04 \x01(\x03\x12\x14\n\x0cprior_sha256\x18\x05 \x01(\t\"\x95\x01\n\x12\x43reateStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x10\n\x06preset\x18\x02 \x01(\tH\x00\x12)\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x11\n\toverrides\x18\x04 \x03(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x06\n\x04\x62\x61se\":\n\x13\x43reateStudyResponse\x12#\n\x05study\x18\x01 \x01(\x0b\x32\x14.metasearch.v1.Study\"\x1f\n\x0fGetStudyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x10GetStudyResponse\x12#\n\x05study\x18\x01 \x01(\x0b\x32\x14.metasearch.v1.Study\";\n\x12ListStudiesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x13ListStudiesResponse\x12%\n\x07studies\x18\x01 \x03(\x0b\x32\x14.metasearch.v1.Study\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\nDataSource\x12\x11\n\x07\x62uiltin\x18\x01 \x01(\tH\x00\x12\x11\n\x07\x64\x61taset\x18\x02 \x01(\tH\x00\x12\r\n\x03url\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"\xd4\x02\n\tAdaptSpec\x12\'\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32\x19.metasearch.v1.DataSource\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x10\n\x08num_ways\x18\x03 \x01(\x05\x12\x12\n\nimage_size\x18\x04 \x01(\x05\x12\x17\n\x0ftrain_per_class\x18\x05 \x01(\x05\x12\x16\n\x0etest_per_class\x18\x06 \x01(\x05\x12\r\n\x05steps\x18\x07 \x01(\x05\x12\x1a\n\rprior_version\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\t \x01(\x03\x12\x31\n\nderivation\x18\n \x01(\x0e\x32\x1d.metasearch.v1.DerivationRule\x12\x12\n\nmax_params\x18\x0b \x01(\x03\x12\x10\n\x08max_macs\x18\x0c \x01(\x03\x12\x12\n\ncontribute\x18\r \x01(\x08\x42\x10\n\x0e_prior_version\"&\n\rMetaTrainSpec\x12\x15\n\runtil_version\x18\x01 \x01(\x03\"|\n\x07JobSpec\x12)\n\x05\x61\x64\x61pt\x18\x01 \x01(\x0b\x32\x18.metasearch.v1.AdaptSpecH\x00\x12\x32\n\nmeta_train\x18\x02 \x01(\x0b\x32\x1c.metasearch.v1.MetaTrainSpecH\x00\x42\x06\n\x04kindJ\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"<\n\x0eScoredGenotype\x12\x15\n\rgenotype_json\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"?\n\nEvaluation\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\x11\n\tloss_nats\x18\x03 \x01(\x01\";\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\xa8\x03\n\x0b\x41\x64\x61ptResult\x12\x15\n\rprior_version\x18\x01 \x01(\x03\x12\x15\n\rgenotype_json\x18\x02 \x01(\t\x12\x1c\n\x14genotype_probability\x18\x03 \x01(\x01\x12\x34\n\rtop_genotypes\x18\x04 \x03(\x0b\x32\x1d.metasearch.v1.ScoredGenotype\x12\x41\n\x0c\x65ntropy_nats\x18\x05 \x03(\x0b\x32+.metasearch.v1.AdaptResult.EntropyNatsEntry\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01\x12\x12\n\nnum_params\x18\x07 \x01(\x03\x12\x10\n\x08num_macs\x18\x08 \x01(\x03\x12.\n\x0b\x65valuations\x18\t \x03(\x0b\x32\x19.metasearch.v1.Evaluation\x12 \n\x13\x63ontributed_version\x18\n \x01(\x03H\x00\x88\x01\x01\x1a\x32\n\x10\x45ntropyNatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x16\n\x14_contributed_version\">\n\x0fMetaTrainResult\x12\x15\n\rprior_version\x18\x01 \x01(\x03\x12\x14\n\x0cprior_sha256\x18\x02 \x01(\t\"\xc9\x01\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x15\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rgenotype_json\x18\x04 \x01(\t\x12\x35\n\x07metrics\x18\x05 \x03(\x0b\x32$.metasearch.v1.Progress.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_accuracy\"H\n\x07\x46\x61ilure\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.metasearch.v1.FailureReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xbf\x04\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.metasearch.v1.JobSpec\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.metasearch.v1.JobState\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x11\n\tneeds_gpu\x18\x05 \x01(\x08\x12\x0e\n\x06paused\x18\x06 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08progress\x18\x0b \x01(\x0b\x32\x17.metasearch.v1.Progress\x12\x0c\n\x04note\x18\x0c \x01(\t\x12\'\n\x07\x66\x61ilure\x18\r \x01(\x0b\x32\x16.metasearch.v1.Failure\x12\x32\n\x0c\x61\x64\x61pt_result\x18\x0e \x01(\x0b\x32\x1a.metasearch.v1.AdaptResultH\x00\x12;\n\x11meta_train_result\x18\x0f \x01(\x0b\x32\x1e.metasearch.v1.MetaTrainResultH\x00\x12*\n\tartifacts\x18\x10 \x03(\x0b\x32\x17.metasearch.v1.ArtifactB\x08\n\x06result\"\xd9\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.metasearch.v1.JobSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\tneeds_gpu\x18\x06 \x01(\x08\x12\x17\n\x0fqueue_timeout_s\x18\x07 \x01(\x01\x12\x14\n\x0cmax_attempts\x18\x08 \x01(\x05\x42\x0b\n\t_priority\"4\n\x11\x43reateJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0eGetJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job\"q\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\'\n\x06states\x18\x04 \x03(\x0e\x32\x17.metasearch.v1.JobState\"M\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.metasearch.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job\"\x1f\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10PauseJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x11ResumeJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job\"5\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"q\n\x10WatchJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.metasearch.v1.Job\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x15\n\rstate_changed\x18\x03 \x01(\x08\x12\x0f\n\x07\x63losing\x18\x04 \x01(\x08\"\xdc\x01\n\x05Prior\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07made_by\x18\x05 \x01(\t\x12\x32\n\x07metrics\x18\x06 \x03(\x0b\x32!.metasearch.v1.Prior.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1f\n\x0fGetPriorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x10GetPriorResponse\x12#\n\x05prior\x18\x01 \x01(\x0b\x32\x14.metasearch.v1.Prior\"J\n\x11ListPriorsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x12ListPriorsResponse\x12$\n\x06priors\x18\x01 \x03(\x0b\x32\x14.metasearch.v1.Prior\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x11\n\tnum_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06suffix\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x0cUploadHeader\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0e\n\x06suffix\x18\x02 \x01(\t\x12\x11\n\tnum_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"^\n\x14UploadDatasetRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.metasearch.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"Q\n\x15UploadDatasetResponse\x12\'\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x16.metasearch.v1.Dataset\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x12GetDatasetResponse\x12\'\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x16.metasearch.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x14ListDatasetsResponse\x12(\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x16.metasearch.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x17\x44ownloadArtifactRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"T\n\x18\x44ownloadArtifactResponse\x12)\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x17.metasearch.v1.Artifact\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c*\xb4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06*\x88\x01\n\x0e\x44\x65rivationRule\x12\x1f\n\x1b\x44\x45RIVATION_RULE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45RIVATION_RULE_TOP2_PAIRS\x10\x01\x12\x19\n\x15\x44\x45RIVATION_RULE_DARTS\x10\x02\x12\x1a\n\x16\x44\x45RIVATION_RULE_SAMPLE\x10\x03*\xcd\x02\n\rFailureReason\x12\x1e\n\x1a\x46\x41ILURE_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x46\x41ILURE_REASON_INVALID_INPUT\x10\x01\x12\x1c\n\x18\x46\x41ILURE_REASON_NOT_FOUND\x10\x02\x12#\n\x1f\x46\x41ILURE_REASON_CORRUPT_ARTIFACT\x10\x03\x12$\n FAILURE_REASON_ADAPTATION_FAILED\x10\x04\x12%\n!FAILURE_REASON_ATTEMPTS_EXHAUSTED\x10\x05\x12\'\n#FAILURE_REASON_RESOURCE_UNAVAILABLE\x10\x06\x12$\n FAILURE_REASON_DEADLINE_EXCEEDED\x10\x07\x12\x1b\n\x17\x46\x41ILURE_REASON_INTERNAL\x10\x08\x32\xb9\n\n\rSearchService\x12T\n\x0b\x43reateStudy\x12!.metasearch.v1.CreateStudyRequest\x1a\".metasearch.v1.CreateStudyResponse\x12K\n\x08GetStudy\x12\x1e.metasearch.v1.GetStudyRequest\x1a\x1f.metasearch.v1.GetStudyResponse\x12T\n\x0bListStudies\x12!.metasearch.v1.ListStudiesRequest\x1a\".metasearch.v1.ListStudiesResponse\x12N\n\tCreateJob\x12\x1f.metasearch.v1.CreateJobRequest\x1a .metasearch.v1.CreateJobResponse\x12\x45\n\x06GetJob\x12\x1c.metasearch.v1.GetJobRequest\x1a\x1d.metasearch.v1.GetJobResponse\x12K\n\x08ListJobs\x12\x1e.metasearch.v1.ListJobsRequest\x1a\x1f.metasearch.v1.ListJobsResponse\x12N\n\tCancelJob\x12\x1f.metasearch.v1.CancelJobRequest\x1a .metasearch.v1.CancelJobResponse\x12K\n\x08PauseJob\x12\x1e.metasearch.v1.PauseJobRequest\x1a\x1f.metasearch.v1.PauseJobResponse\x12N\n\tResumeJob\x12\x1f.metasearch.v1.ResumeJobRequest\x1a .metasearch.v1.ResumeJobResponse\x12M\n\x08WatchJob\x12\x1e.metasearch.v1.WatchJobRequest\x1a\x1f.metasearch.v1.WatchJobResponse0\x01\x12K\n\x08GetPrior\x12\x1e.metasearch.v1.GetPriorRequest\x1a\x1f.metasearch.v1.GetPriorResponse\x12Q\n\nListPriors\x12 .metasearch.v1.ListPriorsRequest\x1a!.metasearch.v1.ListPriorsResponse\x12\\\n\rUploadDataset\x12#.metasearch.v1.UploadDatasetRequest\x1a$.metasearch.v1.UploadDatasetResponse(\x01\x12Q\n\nGetDataset\x12 .metasearch.v1.GetDatasetRequest\x1a!.metasearch.v1.GetDatasetResponse\x12W\n\x0cListDatasets\x12\".metasearch.v1.ListDatasetsRequest\x1a#.metasearch.v1.ListDatasetsResponse\x12\x65\n\x10\x44ownloadArtifact\x12&.metasearch.v1.DownloadArtifactRequest\x1a\'.metasearch.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "metasearch.v1.search_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'metasearch.v1.search_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_ADAPTRESULT_ENTROPYNATSENTRY"]._loaded_options = None
-    _globals["_ADAPTRESULT_ENTROPYNATSENTRY"]._serialized_options = b"8\001"
-    _globals["_PROGRESS_METRICSENTRY"]._loaded_options = None
-    _globals["_PROGRESS_METRICSENTRY"]._serialized_options = b"8\001"
-    _globals["_PRIOR_METRICSENTRY"]._loaded_options = None
-    _globals["_PRIOR_METRICSENTRY"]._serialized_options = b"8\001"
-    _globals["_JOBSTATE"]._serialized_start = 5091
-    _globals["_JOBSTATE"]._serialized_end = 5271
-    _globals["_DERIVATIONRULE"]._serialized_start = 5274
-    _globals["_DERIVATIONRULE"]._serialized_end = 5410
-    _globals["_FAILUREREASON"]._serialized_start = 5413
-    _globals["_FAILUREREASON"]._serialized_end = 5746
-    _globals["_STUDY"]._serialized_start = 109
-    _globals["_STUDY"]._serialized_end = 265
-    _globals["_CREATESTUDYREQUEST"]._serialized_start = 268
-    _globals["_CREATESTUDYREQUEST"]._serialized_end = 417
-    _globals["_CREATESTUDYRESPONSE"]._serialized_start = 419
-    _globals["_CREATESTUDYRESPONSE"]._serialized_end = 477
-    _globals["_GETSTUDYREQUEST"]._serialized_start = 479
-    _globals["_GETSTUDYREQUEST"]._serialized_end = 510
-    _globals["_GETSTUDYRESPONSE"]._serialized_start = 512
-    _globals["_GETSTUDYRESPONSE"]._serialized_end = 567
-    _globals["_LISTSTUDIESREQUEST"]._serialized_start = 569
-    _globals["_LISTSTUDIESREQUEST"]._serialized_end = 628
-    _globals["_LISTSTUDIESRESPONSE"]._serialized_start = 630
-    _globals["_LISTSTUDIESRESPONSE"]._serialized_end = 715
-    _globals["_DATASOURCE"]._serialized_start = 717
-    _globals["_DATASOURCE"]._serialized_end = 792
-    _globals["_ADAPTSPEC"]._serialized_start = 795
-    _globals["_ADAPTSPEC"]._serialized_end = 1135
-    _globals["_METATRAINSPEC"]._serialized_start = 1137
-    _globals["_METATRAINSPEC"]._serialized_end = 1175
-    _globals["_JOBSPEC"]._serialized_start = 1177
-    _globals["_JOBSPEC"]._serialized_end = 1301
-    _globals["_SCOREDGENOTYPE"]._serialized_start = 1303
-    _globals["_SCOREDGENOTYPE"]._serialized_end = 1363
-    _globals["_EVALUATION"]._serialized_start = 1365
-    _globals["_EVALUATION"]._serialized_end = 1428
-    _globals["_ARTIFACT"]._serialized_start = 1430
-    _globals["_ARTIFACT"]._serialized_end = 1489
-    _globals["_ADAPTRESULT"]._serialized_start = 1492
-    _globals["_ADAPTRESULT"]._serialized_end = 1916
-    _globals["_ADAPTRESULT_ENTROPYNATSENTRY"]._serialized_start = 1842
-    _globals["_ADAPTRESULT_ENTROPYNATSENTRY"]._serialized_end = 1892
-    _globals["_METATRAINRESULT"]._serialized_start = 1918
-    _globals["_METATRAINRESULT"]._serialized_end = 1980
-    _globals["_PROGRESS"]._serialized_start = 1983
-    _globals["_PROGRESS"]._serialized_end = 2184
-    _globals["_PROGRESS_METRICSENTRY"]._serialized_start = 2125
-    _globals["_PROGRESS_METRICSENTRY"]._serialized_end = 2171
-    _globals["_FAILURE"]._serialized_start = 2186
-    _globals["_FAILURE"]._serialized_end = 2258
-    _globals["_JOB"]._serialized_start = 2261
-    _globals["_JOB"]._serialized_end = 2836
-    _globals["_CREATEJOBREQUEST"]._serialized_start = 2839
-    _globals["_CREATEJOBREQUEST"]._serialized_end = 3056
-    _globals["_CREATEJOBRESPONSE"]._serialized_start = 3058
-    _globals["_CREATEJOBRESPONSE"]._serialized_end = 3110
-    _globals["_GETJOBREQUEST"]._serialized_start = 3112
-    _globals["_GETJOBREQUEST"]._serialized_end = 3141
-    _globals["_GETJOBRESPONSE"]._serialized_start = 3143
-    _globals["_GETJOBRESPONSE"]._serialized_end = 3192
-    _globals["_LISTJOBSREQUEST"]._serialized_start = 3194
-    _globals["_LISTJOBSREQUEST"]._serialized_end = 3307
-    _globals["_LISTJOBSRESPONSE"]._serialized_start = 3309
-    _globals["_LISTJOBSRESPONSE"]._serialized_end = 3386
-    _globals["_CANCELJOBREQUEST"]._serialized_start = 3388
-    _globals["_CANCELJOBREQUEST"]._serialized_end = 3420
-    _globals["_CANCELJOBRESPONSE"]._serialized_start = 3422
-    _globals["_CANCELJOBRESPONSE"]._serialized_end = 3474
-    _globals["_PAUSEJOBREQUEST"]._serialized_start = 3476
-    _globals["_PAUSEJOBREQUEST"]._serialized_end = 3507
-    _globals["_PAUSEJOBRESPONSE"]._serialized_start = 3509
-    _globals["_PAUSEJOBRESPONSE"]._serialized_end = 3560
-    _globals["_RESUMEJOBREQUEST"]._serialized_start = 3562
-    _globals["_RESUMEJOBREQUEST"]._serialized_end = 3594
-    _globals["_RESUMEJOBRESPONSE"]._serialized_start = 3596
-    _globals["_RESUMEJOBRESPONSE"]._serialized_end = 3648
-    _globals["_WATCHJOBREQUEST"]._serialized_start = 3650
-    _globals["_WATCHJOBREQUEST"]._serialized_end = 3703
-    _globals["_WATCHJOBRESPONSE"]._serialized_start = 3705
-    _globals["_WATCHJOBRESPONSE"]._serialized_end = 3818
-    _globals["_PRIOR"]._serialized_start = 3821
-    _globals["_PRIOR"]._serialized_end = 4041
-    _globals["_PRIOR_METRICSENTRY"]._serialized_start = 2125
-    _globals["_PRIOR_METRICSENTRY"]._serialized_end = 2171
-    _globals["_GETPRIORREQUEST"]._serialized_start = 4043
-    _globals["_GETPRIORREQUEST"]._serialized_end = 4074
-    _globals["_GETPRIORRESPONSE"]._serialized_start = 4076
-    _globals["_GETPRIORRESPONSE"]._serialized_end = 4131
-    _globals["_LISTPRIORSREQUEST"]._serialized_start = 4133
-    _globals["_LISTPRIORSREQUEST"]._serialized_end = 4207
-    _globals["_LISTPRIORSRESPONSE"]._serialized_start = 4209
-    _globals["_LISTPRIORSRESPONSE"]._serialized_end = 4292
-    _globals["_DATASET"]._serialized_start = 4294
-    _globals["_DATASET"]._serialized_end = 4416
-    _globals["_UPLOADHEADER"]._serialized_start = 4418
-    _globals["_UPLOADHEADER"]._serialized_end = 4498
-    _globals["_UPLOADDATASETREQUEST"]._serialized_start = 4500
-    _globals["_UPLOADDATASETREQUEST"]._serialized_end = 4594
-    _globals["_UPLOADDATASETRESPONSE"]._serialized_start = 4596
-    _globals["_UPLOADDATASETRESPONSE"]._serialized_end = 4677
-    _globals["_GETDATASETREQUEST"]._serialized_start = 4679
-    _globals["_GETDATASETREQUEST"]._serialized_end = 4712
-    _globals["_GETDATASETRESPONSE"]._serialized_start = 4714
-    _globals["_GETDATASETRESPONSE"]._serialized_end = 4775
-    _globals["_LISTDATASETSREQUEST"]._serialized_start = 4777
-    _globals["_LISTDATASETSREQUEST"]._serialized_end = 4837
-    _globals["_LISTDATASETSRESPONSE"]._serialized_start = 4839
-    _globals["_LISTDATASETSRESPONSE"]._serialized_end = 4928
-    _globals["_DOWNLOADARTIFACTREQUEST"]._serialized_start = 4930
-    _globals["_DOWNLOADARTIFACTREQUEST"]._serialized_end = 5002
-    _globals["_DOWNLOADARTIFACTRESPONSE"]._serialized_start = 5004
-    _globals["_DOWNLOADARTIFACTRESPONSE"]._serialized_end = 5088
-    _globals["_SEARCHSERVICE"]._serialized_start = 5749
-    _globals["_SEARCHSERVICE"]._serialized_end = 7086
+  DESCRIPTOR._loaded_options = None
+  _globals['_ADAPTRESULT_ENTROPYNATSENTRY']._loaded_options = None
+  _globals['_ADAPTRESULT_ENTROPYNATSENTRY']._serialized_options = b'8\001'
+  _globals['_PROGRESS_METRICSENTRY']._loaded_options = None
+  _globals['_PROGRESS_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_PRIOR_METRICSENTRY']._loaded_options = None
+  _globals['_PRIOR_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_JOBSTATE']._serialized_start=5091
+  _globals['_JOBSTATE']._serialized_end=5271
+  _globals['_DERIVATIONRULE']._serialized_start=5274
+  _globals['_DERIVATIONRULE']._serialized_end=5410
+  _globals['_FAILUREREASON']._serialized_start=5413
+  _globals['_FAILUREREASON']._serialized_end=5746
+  _globals['_STUDY']._serialized_start=109
+  _globals['_STUDY']._serialized_end=265
+  _globals['_CREATESTUDYREQUEST']._serialized_start=268
+  _globals['_CREATESTUDYREQUEST']._serialized_end=417
+  _globals['_CREATESTUDYRESPONSE']._serialized_start=419
+  _globals['_CREATESTUDYRESPONSE']._serialized_end=477
+  _globals['_GETSTUDYREQUEST']._serialized_start=479
+  _globals['_GETSTUDYREQUEST']._serialized_end=510
+  _globals['_GETSTUDYRESPONSE']._serialized_start=512
+  _globals['_GETSTUDYRESPONSE']._serialized_end=567
+  _globals['_LISTSTUDIESREQUEST']._serialized_start=569
+  _globals['_LISTSTUDIESREQUEST']._serialized_end=628
+  _globals['_LISTSTUDIESRESPONSE']._serialized_start=630
+  _globals['_LISTSTUDIESRESPONSE']._serialized_end=715
+  _globals['_DATASOURCE']._serialized_start=717
+  _globals['_DATASOURCE']._serialized_end=792
+  _globals['_ADAPTSPEC']._serialized_start=795
+  _globals['_ADAPTSPEC']._serialized_end=1135
+  _globals['_METATRAINSPEC']._serialized_start=1137
+  _globals['_METATRAINSPEC']._serialized_end=1175
+  _globals['_JOBSPEC']._serialized_start=1177
+  _globals['_JOBSPEC']._serialized_end=1301
+  _globals['_SCOREDGENOTYPE']._serialized_start=1303
+  _globals['_SCOREDGENOTYPE']._serialized_end=1363
+  _globals['_EVALUATION']._serialized_start=1365
+  _globals['_EVALUATION']._serialized_end=1428
+  _globals['_ARTIFACT']._serialized_start=1430
+  _globals['_ARTIFACT']._serialized_end=1489
+  _globals['_ADAPTRESULT']._serialized_start=1492
+  _globals['_ADAPTRESULT']._serialized_end=1916
+  _globals['_ADAPTRESULT_ENTROPYNATSENTRY']._serialized_start=1842
+  _globals['_ADAPTRESULT_ENTROPYNATSENTRY']._serialized_end=1892
+  _globals['_METATRAINRESULT']._serialized_start=1918
+  _globals['_METATRAINRESULT']._serialized_end=1980
+  _globals['_PROGRESS']._serialized_start=1983
+  _globals['_PROGRESS']._serialized_end=2184
+  _globals['_PROGRESS_METRICSENTRY']._serialized_start=2125
+  _globals['_PROGRESS_METRICSENTRY']._serialized_end=2171
+  _globals['_FAILURE']._serialized_start=2186
+  _globals['_FAILURE']._serialized_end=2258
+  _globals['_JOB']._serialized_start=2261
+  _globals['_JOB']._serialized_end=2836
+  _globals['_CREATEJOBREQUEST']._serialized_start=2839
+  _globals['_CREATEJOBREQUEST']._serialized_end=3056
+  _globals['_CREATEJOBRESPONSE']._serialized_start=3058
+  _globals['_CREATEJOBRESPONSE']._serialized_end=3110
+  _globals['_GETJOBREQUEST']._serialized_start=3112
+  _globals['_GETJOBREQUEST']._serialized_end=3141
+  _globals['_GETJOBRESPONSE']._serialized_start=3143
+  _globals['_GETJOBRESPONSE']._serialized_end=3192
+  _globals['_LISTJOBSREQUEST']._serialized_start=3194
+  _globals['_LISTJOBSREQUEST']._serialized_end=3307
+  _globals['_LISTJOBSRESPONSE']._serialized_start=3309
+  _globals['_LISTJOBSRESPONSE']._serialized_end=3386
+  _globals['_CANCELJOBREQUEST']._serialized_start=3388
+  _globals['_CANCELJOBREQUEST']._serialized_end=3420
+  _globals['_CANCELJOBRESPONSE']._serialized_start=3422
+  _globals['_CANCELJOBRESPONSE']._serialized_end=3474
+  _globals['_PAUSEJOBREQUEST']._serialized_start=3476
+  _globals['_PAUSEJOBREQUEST']._serialized_end=3507
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=3509
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=3560
+  _globals['_RESUMEJOBREQUEST']._serialized_start=3562
+  _globals['_RESUMEJOBREQUEST']._serialized_end=3594
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=3596
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=3648
+  _globals['_WATCHJOBREQUEST']._serialized_start=3650
+  _globals['_WATCHJOBREQUEST']._serialized_end=3703
+  _globals['_WATCHJOBRESPONSE']._serialized_start=3705
+  _globals['_WATCHJOBRESPONSE']._serialized_end=3818
+  _globals['_PRIOR']._serialized_start=3821
+  _globals['_PRIOR']._serialized_end=4041
+  _globals['_PRIOR_METRICSENTRY']._serialized_start=2125
+  _globals['_PRIOR_METRICSENTRY']._serialized_end=2171
+  _globals['_GETPRIORREQUEST']._serialized_start=4043
+  _globals['_GETPRIORREQUEST']._serialized_end=4074
+  _globals['_GETPRIORRESPONSE']._serialized_start=4076
+  _globals['_GETPRIORRESPONSE']._serialized_end=4131
+  _globals['_LISTPRIORSREQUEST']._serialized_start=4133
+  _globals['_LISTPRIORSREQUEST']._serialized_end=4207
+  _globals['_LISTPRIORSRESPONSE']._serialized_start=4209
+  _globals['_LISTPRIORSRESPONSE']._serialized_end=4292
+  _globals['_DATASET']._serialized_start=4294
+  _globals['_DATASET']._serialized_end=4416
+  _globals['_UPLOADHEADER']._serialized_start=4418
+  _globals['_UPLOADHEADER']._serialized_end=4498
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=4500
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=4594
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=4596
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=4677
+  _globals['_GETDATASETREQUEST']._serialized_start=4679
+  _globals['_GETDATASETREQUEST']._serialized_end=4712
+  _globals['_GETDATASETRESPONSE']._serialized_start=4714
+  _globals['_GETDATASETRESPONSE']._serialized_end=4775
+  _globals['_LISTDATASETSREQUEST']._serialized_start=4777
+  _globals['_LISTDATASETSREQUEST']._serialized_end=4837
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=4839
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=4928
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=4930
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=5002
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=5004
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=5088
+  _globals['_SEARCHSERVICE']._serialized_start=5749
+  _globals['_SEARCHSERVICE']._serialized_end=7086
 # @@protoc_insertion_point(module_scope)

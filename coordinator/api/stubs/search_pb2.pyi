@@ -39,7 +39,6 @@ class FailureReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_REASON_RESOURCE_UNAVAILABLE: _ClassVar[FailureReason]
     FAILURE_REASON_DEADLINE_EXCEEDED: _ClassVar[FailureReason]
     FAILURE_REASON_INTERNAL: _ClassVar[FailureReason]
-
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -73,14 +72,7 @@ class Study(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     prior_version: int
     prior_sha256: str
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...,
-        create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        prior_version: _Optional[int] = ...,
-        prior_sha256: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., prior_version: _Optional[int] = ..., prior_sha256: _Optional[str] = ...) -> None: ...
 
 class CreateStudyRequest(_message.Message):
     __slots__ = ("study_id", "preset", "config", "overrides", "validate_only")
@@ -94,14 +86,7 @@ class CreateStudyRequest(_message.Message):
     config: _struct_pb2.Struct
     overrides: _containers.RepeatedScalarFieldContainer[str]
     validate_only: bool
-    def __init__(
-        self,
-        study_id: _Optional[str] = ...,
-        preset: _Optional[str] = ...,
-        config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...,
-        overrides: _Optional[_Iterable[str]] = ...,
-        validate_only: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, study_id: _Optional[str] = ..., preset: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., overrides: _Optional[_Iterable[str]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class CreateStudyResponse(_message.Message):
     __slots__ = ("study",)
@@ -135,9 +120,7 @@ class ListStudiesResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     studies: _containers.RepeatedCompositeFieldContainer[Study]
     next_page_token: str
-    def __init__(
-        self, studies: _Optional[_Iterable[_Union[Study, _Mapping]]] = ..., next_page_token: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, studies: _Optional[_Iterable[_Union[Study, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class DataSource(_message.Message):
     __slots__ = ("builtin", "dataset", "url")
@@ -147,26 +130,10 @@ class DataSource(_message.Message):
     builtin: str
     dataset: str
     url: str
-    def __init__(
-        self, builtin: _Optional[str] = ..., dataset: _Optional[str] = ..., url: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, builtin: _Optional[str] = ..., dataset: _Optional[str] = ..., url: _Optional[str] = ...) -> None: ...
 
 class AdaptSpec(_message.Message):
-    __slots__ = (
-        "data",
-        "classes",
-        "num_ways",
-        "image_size",
-        "train_per_class",
-        "test_per_class",
-        "steps",
-        "prior_version",
-        "seed",
-        "derivation",
-        "max_params",
-        "max_macs",
-        "contribute",
-    )
+    __slots__ = ("data", "classes", "num_ways", "image_size", "train_per_class", "test_per_class", "steps", "prior_version", "seed", "derivation", "max_params", "max_macs", "contribute")
     DATA_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     NUM_WAYS_FIELD_NUMBER: _ClassVar[int]
@@ -193,22 +160,7 @@ class AdaptSpec(_message.Message):
     max_params: int
     max_macs: int
     contribute: bool
-    def __init__(
-        self,
-        data: _Optional[_Union[DataSource, _Mapping]] = ...,
-        classes: _Optional[_Iterable[str]] = ...,
-        num_ways: _Optional[int] = ...,
-        image_size: _Optional[int] = ...,
-        train_per_class: _Optional[int] = ...,
-        test_per_class: _Optional[int] = ...,
-        steps: _Optional[int] = ...,
-        prior_version: _Optional[int] = ...,
-        seed: _Optional[int] = ...,
-        derivation: _Optional[_Union[DerivationRule, str]] = ...,
-        max_params: _Optional[int] = ...,
-        max_macs: _Optional[int] = ...,
-        contribute: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, data: _Optional[_Union[DataSource, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., num_ways: _Optional[int] = ..., image_size: _Optional[int] = ..., train_per_class: _Optional[int] = ..., test_per_class: _Optional[int] = ..., steps: _Optional[int] = ..., prior_version: _Optional[int] = ..., seed: _Optional[int] = ..., derivation: _Optional[_Union[DerivationRule, str]] = ..., max_params: _Optional[int] = ..., max_macs: _Optional[int] = ..., contribute: _Optional[bool] = ...) -> None: ...
 
 class MetaTrainSpec(_message.Message):
     __slots__ = ("until_version",)
@@ -222,11 +174,7 @@ class JobSpec(_message.Message):
     META_TRAIN_FIELD_NUMBER: _ClassVar[int]
     adapt: AdaptSpec
     meta_train: MetaTrainSpec
-    def __init__(
-        self,
-        adapt: _Optional[_Union[AdaptSpec, _Mapping]] = ...,
-        meta_train: _Optional[_Union[MetaTrainSpec, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, adapt: _Optional[_Union[AdaptSpec, _Mapping]] = ..., meta_train: _Optional[_Union[MetaTrainSpec, _Mapping]] = ...) -> None: ...
 
 class ScoredGenotype(_message.Message):
     __slots__ = ("genotype_json", "probability")
@@ -244,9 +192,7 @@ class Evaluation(_message.Message):
     step: int
     accuracy: float
     loss_nats: float
-    def __init__(
-        self, step: _Optional[int] = ..., accuracy: _Optional[float] = ..., loss_nats: _Optional[float] = ...
-    ) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., accuracy: _Optional[float] = ..., loss_nats: _Optional[float] = ...) -> None: ...
 
 class Artifact(_message.Message):
     __slots__ = ("name", "num_bytes", "sha256")
@@ -256,23 +202,10 @@ class Artifact(_message.Message):
     name: str
     num_bytes: int
     sha256: str
-    def __init__(
-        self, name: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class AdaptResult(_message.Message):
-    __slots__ = (
-        "prior_version",
-        "genotype_json",
-        "genotype_probability",
-        "top_genotypes",
-        "entropy_nats",
-        "accuracy",
-        "num_params",
-        "num_macs",
-        "evaluations",
-        "contributed_version",
-    )
+    __slots__ = ("prior_version", "genotype_json", "genotype_probability", "top_genotypes", "entropy_nats", "accuracy", "num_params", "num_macs", "evaluations", "contributed_version")
     class EntropyNatsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -280,7 +213,6 @@ class AdaptResult(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
-
     PRIOR_VERSION_FIELD_NUMBER: _ClassVar[int]
     GENOTYPE_JSON_FIELD_NUMBER: _ClassVar[int]
     GENOTYPE_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -301,19 +233,7 @@ class AdaptResult(_message.Message):
     num_macs: int
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
     contributed_version: int
-    def __init__(
-        self,
-        prior_version: _Optional[int] = ...,
-        genotype_json: _Optional[str] = ...,
-        genotype_probability: _Optional[float] = ...,
-        top_genotypes: _Optional[_Iterable[_Union[ScoredGenotype, _Mapping]]] = ...,
-        entropy_nats: _Optional[_Mapping[str, float]] = ...,
-        accuracy: _Optional[float] = ...,
-        num_params: _Optional[int] = ...,
-        num_macs: _Optional[int] = ...,
-        evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ...,
-        contributed_version: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, prior_version: _Optional[int] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., top_genotypes: _Optional[_Iterable[_Union[ScoredGenotype, _Mapping]]] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., accuracy: _Optional[float] = ..., num_params: _Optional[int] = ..., num_macs: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., contributed_version: _Optional[int] = ...) -> None: ...
 
 class MetaTrainResult(_message.Message):
     __slots__ = ("prior_version", "prior_sha256")
@@ -332,7 +252,6 @@ class Progress(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
-
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
@@ -343,14 +262,7 @@ class Progress(_message.Message):
     accuracy: float
     genotype_json: str
     metrics: _containers.ScalarMap[str, float]
-    def __init__(
-        self,
-        done: _Optional[int] = ...,
-        total: _Optional[int] = ...,
-        accuracy: _Optional[float] = ...,
-        genotype_json: _Optional[str] = ...,
-        metrics: _Optional[_Mapping[str, float]] = ...,
-    ) -> None: ...
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., accuracy: _Optional[float] = ..., genotype_json: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("reason", "message")
@@ -361,24 +273,7 @@ class Failure(_message.Message):
     def __init__(self, reason: _Optional[_Union[FailureReason, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = (
-        "name",
-        "spec",
-        "state",
-        "priority",
-        "needs_gpu",
-        "paused",
-        "attempt",
-        "create_time",
-        "start_time",
-        "end_time",
-        "progress",
-        "note",
-        "failure",
-        "adapt_result",
-        "meta_train_result",
-        "artifacts",
-    )
+    __slots__ = ("name", "spec", "state", "priority", "needs_gpu", "paused", "attempt", "create_time", "start_time", "end_time", "progress", "note", "failure", "adapt_result", "meta_train_result", "artifacts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -411,37 +306,10 @@ class Job(_message.Message):
     adapt_result: AdaptResult
     meta_train_result: MetaTrainResult
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        spec: _Optional[_Union[JobSpec, _Mapping]] = ...,
-        state: _Optional[_Union[JobState, str]] = ...,
-        priority: _Optional[int] = ...,
-        needs_gpu: _Optional[bool] = ...,
-        paused: _Optional[bool] = ...,
-        attempt: _Optional[int] = ...,
-        create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        progress: _Optional[_Union[Progress, _Mapping]] = ...,
-        note: _Optional[str] = ...,
-        failure: _Optional[_Union[Failure, _Mapping]] = ...,
-        adapt_result: _Optional[_Union[AdaptResult, _Mapping]] = ...,
-        meta_train_result: _Optional[_Union[MetaTrainResult, _Mapping]] = ...,
-        artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., priority: _Optional[int] = ..., needs_gpu: _Optional[bool] = ..., paused: _Optional[bool] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., note: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., adapt_result: _Optional[_Union[AdaptResult, _Mapping]] = ..., meta_train_result: _Optional[_Union[MetaTrainResult, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
-    __slots__ = (
-        "parent",
-        "spec",
-        "request_id",
-        "validate_only",
-        "priority",
-        "needs_gpu",
-        "queue_timeout_s",
-        "max_attempts",
-    )
+    __slots__ = ("parent", "spec", "request_id", "validate_only", "priority", "needs_gpu", "queue_timeout_s", "max_attempts")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -458,17 +326,7 @@ class CreateJobRequest(_message.Message):
     needs_gpu: bool
     queue_timeout_s: float
     max_attempts: int
-    def __init__(
-        self,
-        parent: _Optional[str] = ...,
-        spec: _Optional[_Union[JobSpec, _Mapping]] = ...,
-        request_id: _Optional[str] = ...,
-        validate_only: _Optional[bool] = ...,
-        priority: _Optional[int] = ...,
-        needs_gpu: _Optional[bool] = ...,
-        queue_timeout_s: _Optional[float] = ...,
-        max_attempts: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., priority: _Optional[int] = ..., needs_gpu: _Optional[bool] = ..., queue_timeout_s: _Optional[float] = ..., max_attempts: _Optional[int] = ...) -> None: ...
 
 class CreateJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -498,13 +356,7 @@ class ListJobsRequest(_message.Message):
     page_size: int
     page_token: str
     states: _containers.RepeatedScalarFieldContainer[JobState]
-    def __init__(
-        self,
-        parent: _Optional[str] = ...,
-        page_size: _Optional[int] = ...,
-        page_token: _Optional[str] = ...,
-        states: _Optional[_Iterable[_Union[JobState, str]]] = ...,
-    ) -> None: ...
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., states: _Optional[_Iterable[_Union[JobState, str]]] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs", "next_page_token")
@@ -512,9 +364,7 @@ class ListJobsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[Job]
     next_page_token: str
-    def __init__(
-        self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., next_page_token: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
     __slots__ = ("name",)
@@ -570,13 +420,7 @@ class WatchJobResponse(_message.Message):
     resume_token: str
     state_changed: bool
     closing: bool
-    def __init__(
-        self,
-        job: _Optional[_Union[Job, _Mapping]] = ...,
-        resume_token: _Optional[str] = ...,
-        state_changed: _Optional[bool] = ...,
-        closing: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., resume_token: _Optional[str] = ..., state_changed: _Optional[bool] = ..., closing: _Optional[bool] = ...) -> None: ...
 
 class Prior(_message.Message):
     __slots__ = ("name", "version", "sha256", "create_time", "made_by", "metrics")
@@ -587,7 +431,6 @@ class Prior(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
-
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -600,15 +443,7 @@ class Prior(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     made_by: str
     metrics: _containers.ScalarMap[str, float]
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        version: _Optional[int] = ...,
-        sha256: _Optional[str] = ...,
-        create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-        made_by: _Optional[str] = ...,
-        metrics: _Optional[_Mapping[str, float]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., sha256: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., made_by: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class GetPriorRequest(_message.Message):
     __slots__ = ("name",)
@@ -630,9 +465,7 @@ class ListPriorsRequest(_message.Message):
     parent: str
     page_size: int
     page_token: str
-    def __init__(
-        self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListPriorsResponse(_message.Message):
     __slots__ = ("priors", "next_page_token")
@@ -640,9 +473,7 @@ class ListPriorsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     priors: _containers.RepeatedCompositeFieldContainer[Prior]
     next_page_token: str
-    def __init__(
-        self, priors: _Optional[_Iterable[_Union[Prior, _Mapping]]] = ..., next_page_token: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, priors: _Optional[_Iterable[_Union[Prior, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class Dataset(_message.Message):
     __slots__ = ("name", "title", "num_bytes", "suffix", "create_time")
@@ -656,14 +487,7 @@ class Dataset(_message.Message):
     num_bytes: int
     suffix: str
     create_time: _timestamp_pb2.Timestamp
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        title: _Optional[str] = ...,
-        num_bytes: _Optional[int] = ...,
-        suffix: _Optional[str] = ...,
-        create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., num_bytes: _Optional[int] = ..., suffix: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
     __slots__ = ("title", "suffix", "num_bytes", "sha256")
@@ -675,13 +499,7 @@ class UploadHeader(_message.Message):
     suffix: str
     num_bytes: int
     sha256: str
-    def __init__(
-        self,
-        title: _Optional[str] = ...,
-        suffix: _Optional[str] = ...,
-        num_bytes: _Optional[int] = ...,
-        sha256: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, title: _Optional[str] = ..., suffix: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class UploadDatasetRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -689,9 +507,7 @@ class UploadDatasetRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     header: UploadHeader
     chunk: bytes
-    def __init__(
-        self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...
-    ) -> None: ...
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class UploadDatasetResponse(_message.Message):
     __slots__ = ("dataset", "existed")
@@ -727,9 +543,7 @@ class ListDatasetsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     datasets: _containers.RepeatedCompositeFieldContainer[Dataset]
     next_page_token: str
-    def __init__(
-        self, datasets: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., next_page_token: _Optional[str] = ...
-    ) -> None: ...
+    def __init__(self, datasets: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class DownloadArtifactRequest(_message.Message):
     __slots__ = ("job", "artifact", "offset")
@@ -739,9 +553,7 @@ class DownloadArtifactRequest(_message.Message):
     job: str
     artifact: str
     offset: int
-    def __init__(
-        self, job: _Optional[str] = ..., artifact: _Optional[str] = ..., offset: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, job: _Optional[str] = ..., artifact: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class DownloadArtifactResponse(_message.Message):
     __slots__ = ("artifact", "chunk")
@@ -749,6 +561,4 @@ class DownloadArtifactResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     artifact: Artifact
     chunk: bytes
-    def __init__(
-        self, artifact: _Optional[_Union[Artifact, _Mapping]] = ..., chunk: _Optional[bytes] = ...
-    ) -> None: ...
+    def __init__(self, artifact: _Optional[_Union[Artifact, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
