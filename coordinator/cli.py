@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from common.artifacts import PriorStore
 from common.config import DatasetRef
 from common.errors import (
     INTERRUPTED_EXIT_CODE,
@@ -120,6 +119,7 @@ def train(
     else:
         config = load(preset, overrides or [])
 
+    from common.artifacts import PriorStore
     from coordinator import study
     from coordinator.driver import open_session
 
@@ -179,6 +179,7 @@ def adapt(
     """
     from typing import get_args
 
+    from common.artifacts import PriorStore
     from coordinator.adaptation import store_result
     from coordinator.driver import open_session
     from coordinator.experiment import Arm, adapt_request

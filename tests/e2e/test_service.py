@@ -34,7 +34,7 @@ pytestmark = pytest.mark.ray
 METASEARCH = str(Path(sys.executable).parent / "metasearch")
 SETTINGS = ["rounds=2", "network.channels=2", "families.0.tasks_per_round=2"]
 STUDY = "studies/digits"
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 60.0
 ADDRESS = re.compile(r"Serving on (127\.0\.0\.1:\d+)")
 
