@@ -279,7 +279,7 @@ class SearchClient(_Base):
                         return
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in _BROKEN:
                     raise failure from None
                 patience.check(failure)
             time.sleep(patience.wait_s())
@@ -320,7 +320,7 @@ class SearchClient(_Base):
                     return uploaded.dataset  # type: ignore[no-any-return]
                 except grpc.RpcError as error:
                     failure = from_rpc_error(error)
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    if error.code() not in _BROKEN:
                         raise failure from None
                     patience.check(failure)
                 time.sleep(patience.wait_s())
@@ -359,7 +359,7 @@ class SearchClient(_Base):
                         part.add(response.chunk)
                 except grpc.RpcError as error:
                     failure = from_rpc_error(error)
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    if error.code() not in _BROKEN:
                         raise failure from None
                     patience.check(failure)
                     time.sleep(patience.wait_s())
@@ -519,7 +519,7 @@ class AsyncSearchClient(_Base):
                         return
             except aio.AioRpcError as error:
                 failure = from_rpc_error(error)
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in _BROKEN:
                     raise failure from None
                 patience.check(failure)
             await asyncio.sleep(patience.wait_s())
@@ -557,7 +557,7 @@ class AsyncSearchClient(_Base):
                     return uploaded.dataset  # type: ignore[no-any-return]
                 except aio.AioRpcError as error:
                     failure = from_rpc_error(error)
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    if error.code() not in _BROKEN:
                         raise failure from None
                     patience.check(failure)
                 await asyncio.sleep(patience.wait_s())
@@ -590,7 +590,7 @@ class AsyncSearchClient(_Base):
                         part.add(response.chunk)
                 except aio.AioRpcError as error:
                     failure = from_rpc_error(error)
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    if error.code() not in _BROKEN:
                         raise failure from None
                     patience.check(failure)
                     await asyncio.sleep(patience.wait_s())
@@ -617,7 +617,9 @@ class AsyncSearchClient(_Base):
             await asyncio.sleep(patience.wait_s())
 
 
-_UNANSWERED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# A gateway that stops sometimes says CANCELLED. A caller that cancels gets no RpcError in asyncio, and cannot in threads.
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_UNANSWERED = (*_BROKEN, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class _Patience:
