@@ -617,7 +617,7 @@ class AsyncSearchClient(_Base):
             await asyncio.sleep(patience.wait_s())
 
 
-# A gateway that stops sometimes says CANCELLED. A caller that cancels gets no RpcError in asyncio, and cannot in threads.
+# A gateway that stops sometimes says CANCELLED. A caller that cancels its own call gets no RpcError.
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _UNANSWERED = (*_BROKEN, grpc.StatusCode.DEADLINE_EXCEEDED)
 
