@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue
 
 from common.config import Frozen
 from common.derivation import Limits
@@ -152,11 +152,6 @@ class Job(Frozen):
     failure: Failure | None = None
     note: str = ""
     """What happened last, for people."""
-
-    @field_validator("progress", "result")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        return value
 
     @property
     def name(self) -> str:
