@@ -533,11 +533,7 @@ class _AdaptRun(_Run):
         spec, job = self.job.spec, self.job
         assert isinstance(spec, AdaptSpec) and job.base_version is not None
         self.config = self.dispatcher.config_of(job.tenant, job.study)
-        version = job.base_version
-        if spec.contribute:
-            # While it was paused, or overtaken by one of a higher priority, the prior may have moved on.
-            version = self.dispatcher.store.head(job.tenant, job.study).version
-        self.prior = self.dispatcher.prior_of(job.tenant, job.study, version)
+        self.prior = self.dispatcher.prior_of(job.tenant, job.study, job.base_version)
         inner = self.config.adapt if spec.steps is None else self.config.adapt.model_copy(update={"steps": spec.steps})
         self.url = self.dispatcher.artifacts.url_of(self.dispatcher.folder_of(job))
         request = JobRequest(
@@ -547,7 +543,7 @@ class _AdaptRun(_Run):
             file=spec.file,
             config=self.config,
             inner=inner,
-            version=version,
+            version=job.base_version,
             derivation=spec.derivation,
             limits=spec.limits,
             result_url=self.url,
@@ -561,7 +557,7 @@ class _AdaptRun(_Run):
                 job.study,
                 Plan(
                     job_id=job.job_id,
-                    base_version=version,
+                    base_version=job.base_version,
                     task_ids=(job.job_id,),
                     rule=self.config.outer.rule,
                 ),
