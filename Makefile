@@ -9,7 +9,7 @@ APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install
 CAN_INSTALL := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 # Logic without Ray, clock or network; its branch coverage is kept above the threshold.
-PURE := common/*,workers/adapt.py,coordinator/jobs.py,coordinator/fairness.py,coordinator/store/jobs.py,coordinator/outer.py,coordinator/rounds.py,coordinator/cell_layout.py,coordinator/drawing.py,coordinator/report.py
+PURE := common/*,workers/adapt.py,coordinator/jobs.py,coordinator/fairness.py,coordinator/store/jobs.py,coordinator/store/records.py,coordinator/store/transitions.py,coordinator/outer.py,coordinator/rounds.py,coordinator/cell_layout.py,coordinator/drawing.py,coordinator/report.py
 MIN_COVERAGE_PERCENT := 90
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -6,6 +6,7 @@ MetaSearchError
  ├── ConflictError         right in itself, but not in the present state (another version, an existing run)
  │    └── AlreadyExistsError   something else goes by that name
  ├── UnavailableError      a resource is missing or did not answer; trying again later may succeed
+ │    ├── DataUnavailableError the images that a job names
  │    └── QuotaError           a tenant's limit is reached
  ├── UnauthenticatedError  no valid token came with a call
  ├── ForbiddenError        the token's role does not allow the call
@@ -48,6 +49,10 @@ class UnavailableError(MetaSearchError):
     """A resource is missing or did not answer."""
 
     exit_code = 5
+
+
+class DataUnavailableError(UnavailableError):
+    """The images that a job names cannot be had now. Each try counts, as the reason may well be the job's own."""
 
 
 class QuotaError(UnavailableError):

@@ -23,7 +23,7 @@ from common.errors import (
 from common.loading import load, preset_names
 from common.space.genotype import DerivationRule
 from common.tasks import validate_choice
-from coordinator import service_cli
+from coordinator import client_cli, serving_cli
 
 # Heavy imports (torch, Ray, matplotlib) wait until a command needs them, so that --help answers at once.
 
@@ -41,7 +41,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them, prepare large ones.")
 app.add_typer(data_app, name="data")
-service_cli.register(app)
+serving_cli.register(app)
+client_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from coordinator.store.jobs import QueueEntry
+from coordinator.store.records import QueueEntry
 
 MAX_BACK_OFF_S = 60.0
 """Longest wait after a failure. A job that would have to wait for longer does so by a clock that was set back since."""

@@ -17,6 +17,7 @@ from common.storage import write_private
 from coordinator.api.auth import create_token
 from coordinator.settings import ServiceSettings, load_settings
 
+DEFAULT_FOLDER = Path("runs/service")
 TOKEN_FILE = "token"
 _READY_TIMEOUT_S = 60.0
 _RESTART_S = 1.0

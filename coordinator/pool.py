@@ -49,10 +49,15 @@ class _Call:
 
 @dataclass
 class _Worker:
-    """A worker actor and what it was given, oldest first; it works on the first."""
+    """A worker actor and what it was given, oldest first; it works on the first.
+
+    `starting` is a call to it that is answered once it runs; None from then on. Until then it is given nothing: an
+    actor that finds no room, as after the loss of a node, waits for it without end.
+    """
 
     name: str
     handle: Any
+    starting: Any
     in_flight: deque[tuple[Any, _Call]] = field(default_factory=deque)
     head_since_s: float = 0.0
 
@@ -60,8 +65,9 @@ class _Worker:
 class RayPool:
     """Worker actors and what waits for them. Results do not depend on the number of workers.
 
-    A worker that dies, or that spends longer than `task_timeout_s` on one call, is replaced. The call that it was
-    working on is lost; the ones behind it run elsewhere.
+    Calls go to workers that run; those that still wait for room on the cluster get none. A worker that dies, or that
+    spends longer than `task_timeout_s` on one call, is replaced. The call that it was working on is lost; the ones
+    behind it run elsewhere.
 
     Args:
         name: prefix of the workers' names in the dashboard.
@@ -100,8 +106,8 @@ class RayPool:
 
     @property
     def num_workers(self) -> int:
-        """Workers that it holds."""
-        return len(self._workers)
+        """Workers that run; others may be waiting for room."""
+        return sum(worker.starting is None for worker in self._workers)
 
     @property
     def num_replaced(self) -> int:
@@ -113,6 +119,16 @@ class RayPool:
         """Calls that were submitted and have no outcome yet."""
         return len(self._waiting) + sum(len(worker.in_flight) for worker in self._workers)
 
+    def resize(self, num_workers: int) -> None:
+        """Holds another number of workers from now on. Those at work stay for now, as many as they are."""
+        while len(self._workers) < num_workers:
+            self._workers.append(self._start_worker())
+        idle = [worker for worker in self._workers if not worker.in_flight]
+        idle.sort(key=lambda worker: worker.starting is None)  # first those that find no room
+        for worker in idle[: len(self._workers) - num_workers]:
+            ray.kill(worker.handle)
+            self._workers.remove(worker)
+
     def submit(self, key: str, request: AdaptRequest | JobRequest, prior: Prior) -> None:
         """Queues a call: to adapt, or to run a whole job. `key` names its outcome."""
         method = "run_job" if isinstance(request, JobRequest) else "adapt"
@@ -120,17 +136,21 @@ class RayPool:
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Hands out what waits, and returns what has ended; after `timeout_s` at the latest."""
+        self._look_at_starting()
         self._fill()
         busy = [worker for worker in self._workers if worker.in_flight]
-        if not busy:
-            return []
         heads = {worker.in_flight[0][0]: worker for worker in busy}
-        ready, _ = ray.wait(list(heads), num_returns=1, timeout=timeout_s)
-        outcomes = [self._outcome(heads[ref], ref) for ref in ready]
+        starting = [worker.starting for worker in self._workers if worker.starting is not None]
+        awaited = [*heads, *(starting if self._waiting else ())]
+        if not awaited:
+            return []
+        ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
+        outcomes = [self._outcome(heads[ref], ref) for ref in ready if ref in heads]
         for worker in busy:
             if worker.in_flight and self._now_s() - worker.head_since_s > self._config.task_timeout_s:
                 reason = f"gave no result for {self._config.task_timeout_s:g} s"
                 outcomes.append(self._replace(worker, reason))
+        self._look_at_starting()
         self._fill()
         return outcomes
 
@@ -178,7 +198,7 @@ class RayPool:
 
     def status(self, timeout_s: float = _STATUS_TIMEOUT_S) -> list[WorkerStatus]:
         """What the workers that answer are doing."""
-        refs = [worker.handle.status.remote() for worker in list(self._workers)]
+        refs = [worker.handle.status.remote() for worker in list(self._workers) if worker.starting is None]
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         found = []
         for ref in ready:
@@ -206,7 +226,23 @@ class RayPool:
         name = f"{self._name}/worker-{self._num_started}"
         self._num_started += 1
         options = {"name": name, "num_cpus": 1, "num_gpus": self.gpus_per_worker}
-        return _Worker(name, self._actor_class.options(**options).remote(name))
+        handle = self._actor_class.options(**options).remote(name)
+        return _Worker(name, handle, handle.status.remote())
+
+    def _look_at_starting(self) -> None:
+        """Notes which workers run by now; one that could not start is replaced."""
+        starting = {worker.starting: worker for worker in self._workers if worker.starting is not None}
+        if not starting:
+            return
+        ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
+        for ref in ready:
+            try:
+                ray.get(ref)
+            except RayError as error:
+                self._logger.warning("%s could not start: %s", starting[ref].name, str(error).strip().splitlines()[0])
+                self._swap(starting[ref])
+            else:
+                starting[ref].starting = None
 
     def _put(self, prior: Prior) -> Any:
         """The prior in the object store, once per version."""
@@ -221,8 +257,9 @@ class RayPool:
     def _fill(self) -> None:
         """Hands out calls, to the least busy worker first."""
         while self._waiting:
-            worker = min(self._workers, key=lambda worker: len(worker.in_flight))
-            if len(worker.in_flight) >= MAX_IN_FLIGHT:
+            running = [worker for worker in self._workers if worker.starting is None]
+            worker = min(running, key=lambda worker: len(worker.in_flight), default=None)
+            if worker is None or len(worker.in_flight) >= MAX_IN_FLIGHT:
                 return
             call = self._waiting.popleft()
             if not worker.in_flight:

@@ -25,6 +25,7 @@ ACTOR_NAME = "coordinator"
 _TURN_S = 0.1
 _IDLE_S = 0.02
 _RETRY_S = 0.5
+_LOOK_AT_CLUSTER_S = 10.0
 
 
 class ServiceCoordinator:
@@ -92,9 +93,13 @@ class ServiceCoordinator:
                     time.sleep(_RETRY_S)
             self._epoch, self._state = dispatcher.epoch, "running"
             self._log.info("coordinator %d is in charge, with %d workers", dispatcher.epoch, num_workers)
+            looked_s = time.monotonic()
             while not dispatcher.is_drained:
                 if self._draining.is_set() and not dispatcher.draining:
                     dispatcher.drain()
+                if time.monotonic() - looked_s > _LOOK_AT_CLUSTER_S:
+                    looked_s = time.monotonic()
+                    self._follow_cluster(pool)
                 dispatcher.turn(_TURN_S)
                 self._running = tuple(job.name for job in dispatcher.running)
                 if not pool.num_pending:
@@ -105,6 +110,15 @@ class ServiceCoordinator:
                 dispatcher.close()
             pool.close()
             store.ledger.close()
+
+    def _follow_cluster(self, pool: RayPool) -> None:
+        """As many workers as there is room for now: nodes come and go."""
+        try:
+            num_workers, _ = worker_resources(self._cluster)
+        except UnavailableError as error:
+            self._log.warning("%s", error)
+        else:
+            pool.resize(num_workers)
 
     def _open_store(self) -> JobStore:
         while True:

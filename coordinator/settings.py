@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from common.config import Frozen, explain
 from common.errors import InvalidInputError, NotFoundError, UnavailableError
-from coordinator.store.jobs import Quota
 from coordinator.store.ledger import Ledger
+from coordinator.store.records import Quota
 
 ENVIRONMENT_PREFIX = "METASEARCH_SERVICE_"
 
@@ -50,6 +50,8 @@ class ServiceSettings(Frozen):
     quotas: Mapping[str, Quota] = {}
     """By tenant."""
     max_upload_bytes: int = Field(16 << 30, ge=1)
+    upload_idle_s: float = Field(60.0, gt=0)
+    """After which an upload of which nothing more comes is given up."""
     drain_s: float = Field(20.0, gt=0)
     """What a process may take to finish or hand over its work after SIGTERM."""
     lease_s: float = Field(30.0, gt=0)

@@ -17,7 +17,7 @@ from common.tasks import DatasetFile, TaskChoice
 from coordinator.api.errors import FieldError
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.jobs import AdaptSpec, FailureReason, Job, JobSpec, JobState, MetaTrainSpec
-from coordinator.store.jobs import DatasetRecord, Head, PriorPointer, Study
+from coordinator.store.records import DatasetRecord, Head, PriorPointer, Study
 
 ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 UUID4_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)

@@ -17,13 +17,16 @@ from grpc_reflection.v1alpha import reflection
 from common.errors import InvalidInputError, UnavailableError
 from common.storage import ArtifactFolder
 from coordinator.api.auth import Tokens
-from coordinator.api.server import SERVICE, Gatekeeper, SearchServicer
+from coordinator.api.gatekeeper import SERVICE, Gatekeeper
+from coordinator.api.server import SearchServicer
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.settings import ServiceSettings, TlsSettings, open_ledger
 from coordinator.store.jobs import JobStore
 
 MAX_MESSAGE_BYTES = 4 << 20
 _HEALTH_EVERY_S = 1.0
+_LOOK_S = 0.05
+_LAST_WORDS_S = 0.5
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -83,7 +86,12 @@ async def serve(
         watch.cancel()
         await _set_health(health_servicer, serving=False)
         servicer.stop_watches()
-        await server.stop(settings.drain_s)
+        stopping = asyncio.create_task(server.stop(settings.drain_s))
+        while servicer.num_open and not stopping.done():
+            await asyncio.sleep(_LOOK_S)
+        # What is still open then are watches of health, which would go on for ever.
+        await server.stop(_LAST_WORDS_S)
+        await stopping
         await servicer.close()
     finally:
         ledger.close()

@@ -15,6 +15,7 @@ _logger = logging.getLogger(__name__)
 
 Outcome = Expect | Add | None
 Carry = Callable[[Sequence[Transaction]], Sequence[Outcome]]
+_Batch = tuple[Sequence[Transaction], Future[list[Outcome]]]
 
 
 class GroupCommitter:
@@ -22,26 +23,27 @@ class GroupCommitter:
 
     Args:
         carry: carries out a group, each transaction on its own; raises UnavailableError for all of them.
-        announce: called with the topics of those that changed something, after their callers were told.
+        announce: called with the topics of those that changed something, after their callers were told; None stands
+            for those without one.
         name: of the ledger, for errors.
     """
 
-    def __init__(self, carry: Carry, announce: Callable[[set[str]], None], name: str) -> None:
+    def __init__(self, carry: Carry, announce: Callable[[set[str | None]], None], name: str) -> None:
         self._carry = carry
         self._announce = announce
         self._name = name
         self._closed = False
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[tuple[Transaction, Future[Outcome]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
         self._thread.start()
 
-    def submit(self, transaction: Transaction) -> Future[Outcome]:
+    def submit(self, transactions: Sequence[Transaction]) -> Future[list[Outcome]]:
         """See `Ledger.submit`."""
-        future: Future[Outcome] = Future()
+        future: Future[list[Outcome]] = Future()
         with self._lock:  # nothing may queue up behind the end
             if not self._closed:
-                self._queue.put((transaction, future))
+                self._queue.put((transactions, future))
                 return future
         future.set_exception(UnavailableError(f"the job store {self._name} was closed"))
         return future
@@ -60,7 +62,7 @@ class GroupCommitter:
             first = self._queue.get()
             group = [] if first is None else [first]
             ends = first is None
-            while not ends and len(group) < MAX_GROUP:
+            while not ends and sum(len(transactions) for transactions, _ in group) < MAX_GROUP:
                 try:
                     item = self._queue.get_nowait()
                 except queue.Empty:
@@ -74,9 +76,10 @@ class GroupCommitter:
             if group:
                 self._commit(group)
 
-    def _commit(self, group: list[tuple[Transaction, Future[Outcome]]]) -> None:
+    def _commit(self, group: list[_Batch]) -> None:
+        together = [transaction for transactions, _ in group for transaction in transactions]
         try:
-            outcomes = self._carry([transaction for transaction, _ in group])
+            outcomes = self._carry(together)
         except UnavailableError as error:
             for _, future in group:
                 future.set_exception(error)
@@ -84,20 +87,17 @@ class GroupCommitter:
         except Exception as error:  # noqa: BLE001 whoever waits must hear of it, whatever it is
             if len(group) == 1:
                 group[0][1].set_exception(error)
-            else:  # a transaction that cannot be carried out takes no other down
+            else:  # a transaction that cannot be carried out takes no other batch down
                 for item in group:
                     self._commit([item])
             return
-        topics: set[str] = set()
-        changed = False
-        for (transaction, future), outcome in zip(group, outcomes, strict=True):
-            future.set_result(outcome)
-            if outcome is None and transaction.changes:
-                changed = True
-                if transaction.topic is not None:
-                    topics.add(transaction.topic)
+        position = 0
+        for transactions, future in group:
+            future.set_result(list(outcomes[position : position + len(transactions)]))
+            position += len(transactions)
+        changed = [one for one, outcome in zip(together, outcomes, strict=True) if outcome is None and one.changes]
         if changed:
             try:
-                self._announce(topics)
+                self._announce({one.topic for one in changed})
             except Exception:
                 _logger.exception("news of changes in the job store %s were lost", self._name)

@@ -3,34 +3,11 @@
 A change is computed from what was read, by the pure functions of `coordinator.jobs`, and committed on the condition
 that what was read is still so; if it is not, it is computed anew. Writes of a coordinator carry its epoch as a further
 condition, so one that was replaced can change nothing.
-
-Keys. Tenants, studies and ids contain no slash.
-    epoch                                  its revision is the epoch of the coordinator in charge
-    beat                                   rises while a coordinator lives
-    study/TENANT/STUDY                     configuration
-    head/TENANT/STUDY                      latest prior, and the plan of the round that is open
-    prior/TENANT/STUDY/VERSION             a prior: where it is, its digest
-    job/TENANT/STUDY/ID                    a job
-    request/TENANT/REQUEST_ID              which job a request made
-    queue/TENANT/PRIORITY/ID               jobs that may start, in order
-    active/TENANT/ID                       jobs that run
-    paused/TENANT/ID                       jobs that would be in the queue, were they not paused
-    event/ID/REVISION                      a job after each change of state
-    dataset/TENANT/SHA256                  an uploaded file
-Counters: queued/TENANT, running/TENANT, bytes/TENANT, finished/STATE.
 """
 
-import asyncio
-import hashlib
-import json
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
-
-from common.config import Frozen
 from common.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -40,110 +17,28 @@ from common.errors import (
     UnavailableError,
 )
 from coordinator import jobs
-from coordinator.jobs import ACTIVE, AdaptSpec, Failure, Job, JobSpec, JobState
+from coordinator.jobs import ACTIVE, AdaptSpec, Failure, Job, JobState
 from coordinator.store.ledger import Add, Delete, Expect, Ledger, Put, Stored, Transaction
+from coordinator.store.records import (
+    DatasetRecord,
+    Head,
+    JobView,
+    Page,
+    Plan,
+    PriorPointer,
+    QueueEntry,
+    Quota,
+    Study,
+    dump,
+    job_key,
+    prior_key,
+    read_job,
+    request_key,
+)
+from coordinator.store.transitions import change_of, creation
 
 MAX_PAGE = 1000
 _MAX_CONFLICTS = 100
-_PRIORITIES = 10
-
-
-class Quota(Frozen):
-    """Limits and share of one tenant."""
-
-    max_queued: int = Field(10_000, ge=0)
-    max_running: int = Field(1_000, ge=0)
-    max_stored_bytes: int = Field(64 << 30, ge=0)
-    """Of uploaded data."""
-    weight: float = Field(1.0, gt=0)
-    """Share of the cluster beside other tenants that have work queued."""
-
-
-class Study(Frozen):
-    """One lineage of priors."""
-
-    tenant: str
-    study: str
-    config: Mapping[str, Any]
-    """A resolved `StudyConfig`."""
-    created_s: float
-
-    @property
-    def name(self) -> str:
-        """Its resource name."""
-        return f"studies/{self.study}"
-
-
-class PriorPointer(Frozen):
-    """Where a version of the prior is, and what it is."""
-
-    version: int
-    digest: str
-    """See `Prior.digest`."""
-    stem: str
-    """Name of its files, see `common.artifacts`."""
-    created_s: float
-    made_by: str = ""
-    """Job that made it; empty for version 0."""
-    metrics: Mapping[str, float] = {}
-    """Of its round."""
-
-
-class Plan(Frozen):
-    """A round that is under way."""
-
-    job_id: str
-    base_version: int
-    task_ids: tuple[str, ...]
-    rule: str
-
-
-class Head(Frozen):
-    """The latest prior of a study."""
-
-    version: int
-    digest: str = ""
-    """Empty until the coordinator has made version 0."""
-    plan: Plan | None = None
-
-
-class DatasetRecord(Frozen):
-    """An uploaded file."""
-
-    sha256: str
-    num_bytes: int
-    suffix: str
-    url: str
-    created_s: float
-    title: str = ""
-
-
-class QueueEntry(Frozen):
-    """What must be known of a queued job to choose which one starts."""
-
-    tenant: str
-    study: str
-    job_id: str
-    moves_prior: bool = False
-    needs_gpu: bool = False
-    not_before_s: float = 0.0
-    queue_deadline_s: float | None = None
-
-
-@dataclass(frozen=True)
-class JobView:
-    """A job as of a revision; revisions order what happened to it."""
-
-    job: Job
-    revision: int
-
-
-@dataclass(frozen=True)
-class Page:
-    """Some of a list, and where to go on; no token at the end."""
-
-    items: Sequence[Any]
-    next_token: str
 
 
 class JobStore:
@@ -158,19 +53,23 @@ class JobStore:
 
     # Studies and priors
 
-    def create_study(self, study: Study) -> Study:
+    def create_study(self, study: Study, quota: Quota | None = None) -> Study:
         """A new study; its first prior is made by the coordinator (`set_first_prior`). The same again changes nothing.
 
         Raises:
             AlreadyExistsError: there is another study of that name.
+            QuotaError: the tenant has as many studies as its quota allows.
         """
         key = f"study/{study.tenant}/{study.study}"
-        head = Put(f"head/{study.tenant}/{study.study}", _dump(Head(version=0)))
-        blocked = self.ledger.commit(Transaction([Expect(key, 0)], [Put(key, _dump(study)), head]))
+        head = Put(f"head/{study.tenant}/{study.study}", dump(Head(version=0)))
+        adds = [Add(f"studies/{study.tenant}", 1, quota.max_studies if quota else None)]
+        blocked = self.ledger.commit(Transaction([Expect(key, 0)], [Put(key, dump(study)), head], adds))
         if blocked is None:
             return study
+        if isinstance(blocked, Add):
+            raise QuotaError(f"tenant {study.tenant} has {blocked.at_most} studies, its limit")
         existing = self.get_study(study.tenant, study.study)
-        if _dump(existing)["config"] != _dump(study)["config"]:
+        if dump(existing)["config"] != dump(study)["config"]:
             raise AlreadyExistsError(f"studies/{study.study} exists with another configuration; choose another name")
         return existing
 
@@ -180,7 +79,7 @@ class JobStore:
         if Head.model_validate(stored.record).digest:
             return
         head = Head(version=pointer.version, digest=pointer.digest)
-        changes = [Put(stored.key, _dump(head)), Put(_prior_key(tenant, study, pointer.version), _dump(pointer))]
+        changes = [Put(stored.key, dump(head)), Put(prior_key(tenant, study, pointer.version), dump(pointer))]
         self._commit_as(epoch, Transaction([Expect(stored.key, stored.revision)], changes))
 
     def get_study(self, tenant: str, study: str) -> Study:
@@ -206,7 +105,7 @@ class JobStore:
             NotFoundError: there is none, or it was pruned.
         """
         name = f"studies/{study}/priors/{version}"
-        return PriorPointer.model_validate(self._get(_prior_key(tenant, study, version), name).record)
+        return PriorPointer.model_validate(self._get(prior_key(tenant, study, version), name).record)
 
     def list_priors(self, tenant: str, study: str, limit: int, token: str) -> Page:
         """Versions of the prior that are kept, the latest first."""
@@ -223,10 +122,10 @@ class JobStore:
         found: set[int] = set()
         for start in range(0, len(ids), MAX_PAGE):
             for stored in self.ledger.get(
-                *(_job_key(tenant, study, job_id) for job_id in ids[start : start + MAX_PAGE])
+                *(job_key(tenant, study, job_id) for job_id in ids[start : start + MAX_PAGE])
             ):
                 if stored is not None:
-                    job = _job(stored)
+                    job = read_job(stored)
                     found.add(-1 if job.base_version is None else job.base_version)
                     if isinstance(job.spec, AdaptSpec) and job.spec.prior_version is not None:
                         found.add(job.spec.prior_version)
@@ -234,7 +133,7 @@ class JobStore:
 
     def forget_prior(self, epoch: int, tenant: str, study: str, version: int) -> None:
         """Removes the pointer to a version whose files are about to be removed."""
-        self._commit_as(epoch, Transaction(changes=[Delete(_prior_key(tenant, study, version))]))
+        self._commit_as(epoch, Transaction(changes=[Delete(prior_key(tenant, study, version))]))
 
     def open_plan(self, epoch: int, tenant: str, study: str, plan: Plan) -> None:
         """Stores what the next round will do. An open plan of the same job and version is replaced by the same.
@@ -264,12 +163,10 @@ class JobStore:
                 attempt, or another coordinator is in charge.
         """
         for _ in range(_MAX_CONFLICTS):
-            stored_head, stored_job = self.ledger.get(
-                f"head/{tenant}/{study}", _job_key(tenant, study, pointer.made_by)
-            )
+            stored_head, stored_job = self.ledger.get(f"head/{tenant}/{study}", job_key(tenant, study, pointer.made_by))
             if stored_head is None or stored_job is None:
                 raise NotFoundError(f"there is no study {study} with a job {pointer.made_by}")
-            head, job = Head.model_validate(stored_head.record), _job(stored_job)
+            head, job = Head.model_validate(stored_head.record), read_job(stored_job)
             if (head.version, head.digest) == (pointer.version, pointer.digest) and head.plan is None:
                 return
             if head.version != pointer.version - 1 or head.plan is None or head.plan.job_id != pointer.made_by:
@@ -286,13 +183,13 @@ class JobStore:
             if result is None and job.state is JobState.CANCELLING:
                 raise ConflictError(f"{job.name} is being cancelled")
             new_head = Head(version=pointer.version, digest=pointer.digest)
-            transaction = self._job_change(
+            transaction = change_of(
                 stored_job,
                 changed,
                 [Expect(stored_head.key, stored_head.revision)],
                 [
-                    Put(stored_head.key, _dump(new_head)),
-                    Put(_prior_key(tenant, study, pointer.version), _dump(pointer)),
+                    Put(stored_head.key, dump(new_head)),
+                    Put(prior_key(tenant, study, pointer.version), dump(pointer)),
                 ],
             )
             blocked = self._commit_as(epoch, transaction)
@@ -317,34 +214,28 @@ class JobStore:
             AlreadyExistsError: the request id made another job.
             QuotaError: too many jobs of the tenant are queued.
         """
-        transaction, fingerprint = _creation(job, request_id, quota, fingerprint_of)
-        return self._created(job, request_id, quota, fingerprint, self.ledger.commit(transaction))
+        transaction, fingerprint = creation(job, request_id, quota, fingerprint_of)
+        return self.created(job, request_id, quota, fingerprint, self.ledger.commit(transaction))
 
-    async def create_job_async(
-        self, job: Job, request_id: str | None, quota: Quota, fingerprint_of: Mapping[str, Any] | None = None
-    ) -> Job:
-        """`create_job` that blocks no thread, unless the request was made before."""
-        transaction, fingerprint = _creation(job, request_id, quota, fingerprint_of)
-        blocked = await asyncio.wrap_future(self.ledger.submit(transaction))
-        if blocked is None:
-            return job
-        return await asyncio.to_thread(self._created, job, request_id, quota, fingerprint, blocked)
-
-    def _created(
+    def created(
         self, job: Job, request_id: str | None, quota: Quota, fingerprint: str, blocked: Expect | Add | None
     ) -> Job:
-        """The job that a creation made, or an earlier one of the same request."""
+        """The job that a `creation`, whose commit answered `blocked`, made; or an earlier one of the same request.
+
+        Raises:
+            AlreadyExistsError, QuotaError: see `create_job`.
+        """
         if blocked is None:
             return job
         if isinstance(blocked, Add):
             raise QuotaError(f"{quota.max_queued} jobs of tenant {job.tenant} are queued, its limit; try again later")
-        request_key = _request_key(job.tenant, request_id)
-        if blocked.key != request_key:
+        mark = request_key(job.tenant, request_id)
+        if blocked.key != mark:
             raise AlreadyExistsError(f"{job.name} exists")
-        (request,) = self.ledger.get(request_key)
+        (request,) = self.ledger.get(mark)
         if request is None or request.record["fingerprint"] != fingerprint:
             raise AlreadyExistsError(f"request_id {request_id} made another job; use a new one for a new request")
-        return _job(self._get(request.record["job"], "the job of the request"))
+        return read_job(self._get(request.record["job"], "the job of the request"))
 
     def get_job(self, tenant: str, study: str, job_id: str) -> JobView:
         """A job.
@@ -352,21 +243,30 @@ class JobStore:
         Raises:
             NotFoundError: the tenant's study has none of that id.
         """
-        stored = self._get(_job_key(tenant, study, job_id), f"studies/{study}/jobs/{job_id}")
-        return JobView(_job(stored), stored.revision)
+        stored = self._get(job_key(tenant, study, job_id), f"studies/{study}/jobs/{job_id}")
+        return JobView(read_job(stored), stored.revision)
 
     def list_jobs(
         self, tenant: str, study: str, limit: int, token: str, states: frozenset[JobState] = frozenset()
     ) -> Page:
         """Jobs of a study, the youngest first. With `states`, pages may be short, even empty, before the end."""
-        page = self._page(f"job/{tenant}/{study}/", limit, token, _job, reverse=True)
+        page = self._page(f"job/{tenant}/{study}/", limit, token, read_job, reverse=True)
         items = [job for job in page.items if not states or job.state in states]
         return Page(items, page.next_token)
+
+    def news(self, tenant: str, study: str, job_id: str, after_revision: int) -> tuple[JobView, list[JobView]]:
+        """A job, and what `events` has of it.
+
+        Raises:
+            NotFoundError: the tenant's study has none of that id.
+        """
+        view = self.get_job(tenant, study, job_id)
+        return view, self.events(job_id, after_revision) if view.revision > after_revision else []
 
     def events(self, job_id: str, after_revision: int, limit: int = MAX_PAGE) -> list[JobView]:
         """The job after each change of its state later than a revision, in order."""
         stored = self.ledger.scan(f"event/{job_id}/", f"event/{job_id}/{after_revision:010d}", limit)
-        return [JobView(_job(event), int(event.key.rpartition("/")[2])) for event in stored]
+        return [JobView(read_job(event), int(event.key.rpartition("/")[2])) for event in stored]
 
     def cancel_job(self, tenant: str, study: str, job_id: str, now_s: float) -> Job:
         """See `jobs.cancelled`."""
@@ -386,7 +286,7 @@ class JobStore:
         """
         key = f"dataset/{tenant}/{dataset.sha256}"
         adds = [Add(f"bytes/{tenant}", dataset.num_bytes, quota.max_stored_bytes)]
-        blocked = self.ledger.commit(Transaction([Expect(key, 0)], [Put(key, _dump(dataset))], adds))
+        blocked = self.ledger.commit(Transaction([Expect(key, 0)], [Put(key, dump(dataset))], adds))
         if isinstance(blocked, Add):
             raise QuotaError(
                 f"{dataset.num_bytes} bytes more exceed the {quota.max_stored_bytes} that tenant {tenant} may store"
@@ -452,10 +352,10 @@ class JobStore:
         after = ""
         while entries := self.ledger.scan("active/", after, MAX_PAGE):
             keys = [
-                _job_key(entry.key.split("/")[1], entry.record["study"], entry.key.rpartition("/")[2])
+                job_key(entry.key.split("/")[1], entry.record["study"], entry.key.rpartition("/")[2])
                 for entry in entries
             ]
-            jobs_found = [_job(stored) for stored in self.ledger.get(*keys) if stored is not None]
+            jobs_found = [read_job(stored) for stored in self.ledger.get(*keys) if stored is not None]
             found += [job for job in jobs_found if job.state in ACTIVE]
             after = entries[-1].key
         return found
@@ -551,59 +451,18 @@ class JobStore:
         quota: Quota | None = None,
     ) -> Job:
         for _ in range(_MAX_CONFLICTS):
-            stored = self._get(_job_key(tenant, study, job_id), f"studies/{study}/jobs/{job_id}")
-            before = _job(stored)
+            stored = self._get(job_key(tenant, study, job_id), f"studies/{study}/jobs/{job_id}")
+            before = read_job(stored)
             after = change(before)
             if after == before:
                 return before
-            transaction = self._job_change(stored, after, quota=quota)
+            transaction = change_of(stored, after, quota=quota)
             blocked = self.ledger.commit(transaction) if epoch is None else self._commit_as(epoch, transaction)
             if blocked is None:
                 return after
             if isinstance(blocked, Add):
                 raise QuotaError(f"tenant {tenant} runs as many jobs as it may; the job stays queued")
         raise _contended()
-
-    def _job_change(
-        self,
-        stored: Stored,
-        after: Job,
-        expects: Sequence[Expect] = (),
-        changes: Sequence[Put | Delete] = (),
-        quota: Quota | None = None,
-    ) -> Transaction:
-        """A job's new content, its indexes, counters and, where the state changed, its event."""
-        before = _job(stored)
-        puts: list[Put | Delete] = [*changes, Put(stored.key, _dump(after))]
-        adds: list[Add] = []
-        if after.state is not before.state or after.attempt != before.attempt or after.suspended != before.suspended:
-            puts.append(Put(_event_key(after, stored.revision + 1), _dump(after)))
-        # A paused job counts as queued, but is not in the queue.
-        was_waiting, waits = (job.state is JobState.QUEUED and not job.suspended for job in (before, after))
-        if waits:
-            puts.append(Put(_queue_key(after), _queue_entry(after)))
-        elif was_waiting:
-            puts.append(Delete(_queue_key(after)))
-        was_paused, is_paused = (job.state is JobState.QUEUED and job.suspended for job in (before, after))
-        paused_key = f"paused/{after.tenant}/{after.job_id}"
-        if is_paused:
-            puts.append(Put(paused_key, {"study": after.study}))
-        elif was_paused:
-            puts.append(Delete(paused_key))
-        queued = (after.state is JobState.QUEUED) - (before.state is JobState.QUEUED)
-        if queued:
-            adds.append(Add(f"queued/{after.tenant}", queued))
-        running = (after.state in ACTIVE) - (before.state in ACTIVE)
-        active_key = f"active/{after.tenant}/{after.job_id}"
-        if running > 0:
-            puts.append(Put(active_key, {"study": after.study}))
-            adds.append(Add(f"running/{after.tenant}", 1, quota.max_running if quota else None))
-        elif running < 0:
-            puts.append(Delete(active_key))
-            adds.append(Add(f"running/{after.tenant}", -1))
-        if after.state.is_terminal and not before.state.is_terminal:
-            adds.append(Add(f"finished/{after.state}", 1))
-        return Transaction([*expects, Expect(stored.key, stored.revision)], puts, adds, topic=after.job_id)
 
     def _commit_as(self, epoch: int, transaction: Transaction) -> Expect | Add | None:
         fence = Expect("epoch", epoch)
@@ -619,7 +478,7 @@ class JobStore:
             head = Head.model_validate(stored.record)
             if head.version != version:
                 raise ConflictError(f"studies/{study} is at version {head.version}, not {version}")
-            transaction = Transaction([Expect(stored.key, stored.revision)], [Put(stored.key, _dump(change(head)))])
+            transaction = Transaction([Expect(stored.key, stored.revision)], [Put(stored.key, dump(change(head)))])
             if self._commit_as(epoch, transaction) is None:
                 return
         raise _contended()
@@ -645,87 +504,6 @@ class JobStore:
 
 class SupersededError(ConflictError):
     """Another coordinator is in charge; this one must stop."""
-
-
-def _creation(
-    job: Job, request_id: str | None, quota: Quota, fingerprint_of: Mapping[str, Any] | None
-) -> tuple[Transaction, str]:
-    """What `create_job` commits, and what tells two requests of one id apart."""
-    key = _job_key(job.tenant, job.study, job.job_id)
-    record = _dump(job)
-    content = record["spec"] if fingerprint_of is None else fingerprint_of
-    fingerprint = hashlib.sha256(json.dumps([job.study, content], sort_keys=True).encode()).hexdigest()
-    expects = [Expect(key, 0)]
-    changes: list[Put | Delete] = [
-        Put(key, record),
-        Put(_queue_key(job), _queue_entry(job)),
-        Put(_event_key(job, 1), record),
-    ]
-    if request_id is not None:
-        request_key = _request_key(job.tenant, request_id)
-        expects.insert(0, Expect(request_key, 0))
-        changes.append(Put(request_key, {"job": key, "fingerprint": fingerprint}))
-    adds = [Add(f"queued/{job.tenant}", 1, quota.max_queued)]
-    return Transaction(expects, changes, adds, topic=job.job_id), fingerprint
-
-
-def new_job_id(now_s: float) -> str:
-    """A fresh id. Ids of later jobs sort after those of earlier ones, as far as the machines' clocks agree."""
-    return f"{int(now_s * 1000):012x}{secrets.token_hex(5)}"
-
-
-def parse_spec(record: Mapping[str, Any]) -> JobSpec:
-    """A spec from its record."""
-    return Job.model_validate({"tenant": "", "study": "", "job_id": "", "created_s": 0.0, "spec": record}).spec
-
-
-def _job(stored: Stored) -> Job:
-    return Job.model_validate(stored.record)
-
-
-def _dump(value: Frozen) -> dict[str, Any]:
-    return value.model_dump(mode="json", exclude_defaults=True) | _always(value)
-
-
-def _always(value: Frozen) -> dict[str, Any]:
-    """Discriminators have defaults, and must be written all the same."""
-    if isinstance(value, Job):
-        return {"spec": _dump(value.spec), "state": str(value.state)}
-    kind = getattr(value, "kind", None)
-    return {"kind": kind} if isinstance(kind, str) else {}
-
-
-def _job_key(tenant: str, study: str, job_id: str) -> str:
-    return f"job/{tenant}/{study}/{job_id}"
-
-
-def _request_key(tenant: str, request_id: str | None) -> str:
-    return f"request/{tenant}/{request_id}"
-
-
-def _prior_key(tenant: str, study: str, version: int) -> str:
-    return f"prior/{tenant}/{study}/{version:08d}"
-
-
-def _queue_key(job: Job) -> str:
-    return f"queue/{job.tenant}/{_PRIORITIES - 1 - job.priority}/{job.job_id}"
-
-
-def _queue_entry(job: Job) -> dict[str, Any]:
-    entry = QueueEntry(
-        tenant=job.tenant,
-        study=job.study,
-        job_id=job.job_id,
-        moves_prior=job.spec.moves_prior,
-        needs_gpu=job.needs_gpu,
-        not_before_s=job.not_before_s,
-        queue_deadline_s=job.queue_deadline_s,
-    )
-    return entry.model_dump(mode="json", exclude_defaults=True)
-
-
-def _event_key(job: Job, revision: int) -> str:
-    return f"event/{job.job_id}/{revision:010d}"
 
 
 def _contended() -> MetaSearchError:

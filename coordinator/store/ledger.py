@@ -100,8 +100,9 @@ class Ledger(Protocol):
         """
         ...
 
-    def submit(self, transaction: Transaction) -> Future[Expect | Add | None]:
-        """`commit` that does not wait: the future holds its answer, or raises its error.
+    def submit(self, transactions: Sequence[Transaction]) -> Future[list[Expect | Add | None]]:
+        """`commit` of several, each on its own and in this order, that does not wait: the future holds the answers, or
+        raises the error that kept all of them from being carried out.
 
         A future that was cancelled before its turn came is not carried out; afterwards it cannot be cancelled.
         """
@@ -117,14 +118,6 @@ class Ledger(Protocol):
 
     def counter(self, name: str) -> int:
         """Value of a counter; 0 if it was never added to."""
-        ...
-
-    def tick(self) -> int:
-        """A number that grows whenever any record may have changed; for `wait`."""
-        ...
-
-    def wait(self, tick: int, timeout_s: float) -> int:
-        """Waits until `tick()` exceeds `tick`, by whichever process, or the time is up; returns the present value."""
         ...
 
     def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -106,8 +105,7 @@ class RedisLedger:
         self._channel = prefix + "changed"
         self._commit = self._client.register_script(_COMMIT)
         self._scan = self._client.register_script(_SCAN)
-        self._count = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._listeners: dict[object, Callable[[str | None], None]] = {}
         self._closed = threading.Event()
         try:
@@ -121,11 +119,11 @@ class RedisLedger:
 
     def commit(self, transaction: Transaction) -> Expect | Add | None:
         """See `Ledger.commit`."""
-        return self.submit(transaction).result()
+        return self.submit([transaction]).result()[0]
 
-    def submit(self, transaction: Transaction) -> Future[Expect | Add | None]:
+    def submit(self, transactions: Sequence[Transaction]) -> Future[list[Expect | Add | None]]:
         """See `Ledger.submit`."""
-        return self._writer.submit(transaction)
+        return self._writer.submit(transactions)
 
     def get(self, *keys: str) -> list[Stored | None]:
         """See `Ledger.get`."""
@@ -149,24 +147,14 @@ class RedisLedger:
         with self._answering():
             return int(self._client.hget(self._keys[2], name) or 0)
 
-    def tick(self) -> int:
-        """See `Ledger.tick`."""
-        return self._count
-
-    def wait(self, tick: int, timeout_s: float) -> int:
-        """See `Ledger.wait`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._count > tick or self._closed.is_set(), timeout_s)
-            return self._count
-
     def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
         """See `Ledger.subscribe`."""
         token = object()
-        with self._changed:
+        with self._lock:
             self._listeners[token] = listener
 
         def end() -> None:
-            with self._changed:
+            with self._lock:
                 self._listeners.pop(token, None)
 
         return end
@@ -181,12 +169,11 @@ class RedisLedger:
         if not self._closed.is_set():
             self._writer.close()
             self._closed.set()
-            self._heard(None)
             self._thread.join()
             self._client.close()
 
     def _listen(self) -> None:
-        """Counts changes. What is published before a subscription is confirmed is lost, so that counts as one."""
+        """Hears of changes. What is published before a subscription is confirmed is lost, so that counts as one."""
         while not self._closed.is_set():
             try:
                 with self._client.pubsub() as subscription:  # type: ignore[no-untyped-call]
@@ -199,9 +186,7 @@ class RedisLedger:
                 self._closed.wait(_RECONNECT_S)
 
     def _heard(self, topic: str | None) -> None:
-        with self._changed:
-            self._count += 1
-            self._changed.notify_all()
+        with self._lock:
             listeners = list(self._listeners.values())
         for listener in listeners:
             try:
@@ -265,21 +250,3 @@ def _stored(key: str, row: bytes) -> Stored:
 def _without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
-def wait_until_it_answers(url: str, timeout_s: float) -> None:
-    """Waits for a Redis that is starting or loading its data.
-
-    Raises:
-        UnavailableError: the time is up.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            RedisLedger(url).close()
-        except UnavailableError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.1)
-        else:
-            return

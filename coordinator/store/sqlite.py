@@ -31,6 +31,7 @@ _LOOK_S = 1.0
 _RETRY_S = 0.01
 _MAX_BELL_BYTES = 4096
 
+_json = json.JSONEncoder(separators=(",", ":")).encode
 _logger = logging.getLogger(__name__)
 
 
@@ -62,11 +63,11 @@ class SqliteLedger:
 
     def commit(self, transaction: Transaction) -> Expect | Add | None:
         """See `Ledger.commit`."""
-        return self.submit(transaction).result()
+        return self.submit([transaction]).result()[0]
 
-    def submit(self, transaction: Transaction) -> Future[Expect | Add | None]:
+    def submit(self, transactions: Sequence[Transaction]) -> Future[list[Expect | Add | None]]:
         """See `Ledger.submit`."""
-        return self._writer.submit(transaction)
+        return self._writer.submit(transactions)
 
     def get(self, *keys: str) -> list[Stored | None]:
         """See `Ledger.get`."""
@@ -100,14 +101,6 @@ class SqliteLedger:
         with self._connected() as connection:
             row = connection.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
         return int(row[0]) if row else 0
-
-    def tick(self) -> int:
-        """See `Ledger.tick`."""
-        return self._bells.count
-
-    def wait(self, tick: int, timeout_s: float) -> int:
-        """See `Ledger.wait`."""
-        return self._bells.wait(tick, timeout_s)
 
     def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
         """See `Ledger.subscribe`."""
@@ -211,7 +204,7 @@ def _apply(connection: sqlite3.Connection, transaction: Transaction) -> Expect |
                 connection.execute(
                     "INSERT INTO records VALUES (?1, 1, ?2) "
                     "ON CONFLICT (key) DO UPDATE SET revision = revision + 1, record = ?2",
-                    (key, json.dumps(record, separators=(",", ":"))),
+                    (key, _json(record)),
                 )
             case Delete(key):
                 connection.execute("DELETE FROM records WHERE key = ?", (key,))
@@ -227,8 +220,7 @@ class _Bells:
     """Wakes the waiting threads of all processes that have the file open."""
 
     def __init__(self, path: Path) -> None:
-        self.count = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._listeners: dict[object, Callable[[str | None], None]] = {}
         self._folder = path.with_name(path.name + ".bells")
         self._own = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -249,21 +241,26 @@ class _Bells:
     def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
         """See `Ledger.subscribe`."""
         token = object()
-        with self._changed:
+        with self._lock:
             self._listeners[token] = listener
 
         def end() -> None:
-            with self._changed:
+            with self._lock:
                 self._listeners.pop(token, None)
 
         return end
 
-    def ring(self, topics: set[str]) -> None:
+    def ring(self, topics: set[str | None]) -> None:
         """Tells everyone, this process included."""
-        message = "\n".join(sorted(topics)).encode()
-        if len(message) > _MAX_BELL_BYTES:
-            message = b""
-        self._heard(message)
+        for topic in topics:
+            self._heard(topic)
+        messages = [] if None not in topics else [b""]
+        for topic in sorted(topic for topic in topics if topic is not None):
+            text = topic.encode()
+            if messages and messages[-1] and len(messages[-1]) + 1 + len(text) <= _MAX_BELL_BYTES:
+                messages[-1] += b"\n" + text
+            else:
+                messages.append(text if len(text) <= _MAX_BELL_BYTES else b"")
         try:
             bells = list(self._folder.iterdir())
         except OSError:
@@ -272,23 +269,17 @@ class _Bells:
             if bell == self._own:
                 continue
             try:
-                self._sender.sendto(message, str(bell))
+                for message in messages:
+                    self._sender.sendto(message, str(bell))
             except ConnectionRefusedError:  # its process is gone
                 with contextlib.suppress(OSError):  # another user's
                     bell.unlink()
             except OSError:  # full: its owner reads the news of the others, and looks at everything once a poll
                 continue
 
-    def wait(self, tick: int, timeout_s: float) -> int:
-        """See `Ledger.wait`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.count > tick or self._closed, timeout_s)
-            return self.count
-
     def close(self) -> None:
         """Takes the bell down."""
         self._closed = True
-        self._heard(b"")
         with contextlib.suppress(OSError):
             self._sender.sendto(b"", str(self._own))
         self._thread.join()
@@ -301,24 +292,21 @@ class _Bells:
         while not self._closed:
             if time.monotonic() - looked_s > _LOOK_S:  # a lost message matters where there is never silence, too
                 looked_s = time.monotonic()
-                self._heard(b"")
+                self._heard(None)
             message = b""  # silence: something may have been lost
             if self._reachable:
                 with contextlib.suppress(TimeoutError):
                     message = self._socket.recv(2 * _MAX_BELL_BYTES)
             else:
                 threading.Event().wait(_POLL_S)
-            self._heard(message)
+            for topic in message.decode().split("\n"):
+                self._heard(topic or None)
 
-    def _heard(self, message: bytes) -> None:
-        """Of changes to these topics; an empty message stands for any."""
-        with self._changed:
-            self.count += 1
-            self._changed.notify_all()
+    def _heard(self, topic: str | None) -> None:
+        with self._lock:
             listeners = list(self._listeners.values())
-        for topic in message.decode().split("\n") if message else [None]:
-            for listener in listeners:
-                try:
-                    listener(topic)
-                except Exception:
-                    _logger.exception("a listener to the job store failed")
+        for listener in listeners:
+            try:
+                listener(topic)
+            except Exception:
+                _logger.exception("a listener to the job store failed")

@@ -32,7 +32,7 @@ def no_settings_from_outside() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    quotas = {"small": {"max_queued": 2, "max_stored_bytes": 1500}, "tiny": {"max_stored_bytes": 400}}
+    quotas = {"small": {"max_queued": 2, "max_stored_bytes": 1500, "max_studies": 2}, "tiny": {"max_stored_bytes": 400}}
     folder = tmp_path_factory.mktemp("gateway")
     new = Gateway(folder, allowed_urls=ALLOWED_URLS, quotas=quotas, max_upload_bytes=8 << 20)
     for tenant in quotas:

@@ -1,47 +1,35 @@
 """The commands that talk to the service, in this process, against a real gateway."""
 
 import json
-import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from reference.gateway import Gateway, PlayedCoordinator
+from reference.processes import Run, command_line
 
 from common.loading import load
-from coordinator import cli
 from coordinator.api.auth import read_tokens
 from coordinator.api.client import SearchClient
 from coordinator.jobs import FailureReason
 
-Run = Callable[..., tuple[int, str, str]]
 STUDY = "studies/mine"
 
 
 @pytest.fixture
 def metasearch(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, gateway: Gateway, tenant: str, tmp_path: Path
-) -> Iterator[Run]:
-    """Runs the command line in this process: (exit code, standard output, standard error)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "dumb")
+) -> Run:
+    """The command line of a submitter, in an empty folder."""
     monkeypatch.setenv("METASEARCH_ADDRESS", gateway.address)
     monkeypatch.setenv("METASEARCH_TOKEN", gateway.token(tenant))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["metasearch", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_info.value.code or 0), captured.out, captured.err
-
-    yield run
+    return command_line(capsys, monkeypatch)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.api.auth import Role
-from coordinator.api.server import OPEN_METHODS, REQUIRED_ROLES, SERVICE, SearchServicer
+from coordinator.api.gatekeeper import OPEN_METHODS, REQUIRED_ROLES, SERVICE
+from coordinator.api.server import SearchServicer
 from coordinator.api.stubs import search_pb2 as pb
 
 API = Path(__file__).parents[2] / "coordinator" / "api"

@@ -34,11 +34,12 @@ from reference.gateway import Gateway, PlayedCoordinator, running, until
 
 from common.errors import ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError, UnavailableError
 from coordinator.api.auth import create_token, read_tokens
-from coordinator.api.client import SearchClient, Tls, packed, upload_header, upload_parts
+from coordinator.api.client import SearchClient, Tls
 from coordinator.api.errors import DETAILS_KEY, FieldError
-from coordinator.api.server import SERVICE
+from coordinator.api.gatekeeper import SERVICE
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
+from coordinator.api.transfer import packed, upload_header, upload_parts
 from workers.data.archives import check_archive, read_archive, read_npz
 
 STUDY = "studies/mine"

@@ -15,7 +15,8 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from reference.gateway import Gateway, PlayedCoordinator, until
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from reference.gateway import Gateway, PlayedCoordinator, running, until
 
 from common.errors import (
     AlreadyExistsError,
@@ -25,11 +26,12 @@ from common.errors import (
     NotFoundError,
     QuotaError,
 )
-from coordinator.api import client as client_module
-from coordinator.api.client import SearchClient, packed, upload_header, upload_parts
+from coordinator.api import connection
+from coordinator.api.client import SearchClient
 from coordinator.api.errors import DETAILS_KEY, DOMAIN, FieldError
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
+from coordinator.api.transfer import packed, upload_header, upload_parts
 from coordinator.jobs import FailureReason
 
 STUDY = "studies/mine"
@@ -758,6 +760,17 @@ def test_quota_of_jobs(gateway: Gateway) -> None:
     assert (details["ErrorInfo"].reason, details["ErrorInfo"].domain) == ("QUOTA_EXCEEDED", DOMAIN)
 
 
+def test_quota_of_studies(gateway: Gateway) -> None:
+    with gateway.client("small") as client:
+        client.create_study("one", preset="smoke")
+        client.create_study("one", preset="smoke")
+        with pytest.raises(QuotaError, match="tenant small has 2 studies, its limit"):
+            for name in ("two", "three"):
+                client.create_study(name, preset="smoke")
+        assert len(list(client.list_studies())) == 2
+        client.create_study("one", preset="smoke")
+
+
 def test_quota_of_bytes_leaves_no_file_behind(gateway: Gateway, photos: Path, tmp_path: Path) -> None:
     with gateway.client("small") as client:
         first = client.upload(photos)
@@ -997,7 +1010,7 @@ def test_client_speaks_to_the_named_address_and_uploads_again_after_a_break(
     inner._stub.UploadDataset = breaking
     assert either.upload(photos).title == "photos"
     assert len(tries) == 3
-    assert client_module.DEFAULT_ADDRESS == "127.0.0.1:7171"
+    assert connection.DEFAULT_ADDRESS == "127.0.0.1:7171"
 
 
 def test_half_a_zip_is_refused_in_words_of_the_user(client: SearchClient, photos: Path, tmp_path: Path) -> None:
@@ -1032,3 +1045,34 @@ def test_drain_waits_for_a_call_under_way(own_gateway: Gateway, photos: Path) ->
     assert call.result(20).dataset.title == "photos"
     assert own_gateway.stop() == 0
     client.close()
+
+
+def test_drain_does_not_wait_for_watches_of_health(own_gateway: Gateway) -> None:
+    with grpc.insecure_channel(own_gateway.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        started_s = time.monotonic()
+        assert own_gateway.stop() == 0
+        assert time.monotonic() - started_s < own_gateway.drain_s - 1.0
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING, "told before the end"
+
+
+def test_an_upload_that_falls_silent_is_given_up(tmp_path: Path, photos: Path) -> None:
+    with running(tmp_path / "own", upload_idle_s=0.3) as gateway, packed(photos) as (file, title):
+        parts = list(upload_parts(file, upload_header(file, title)))
+        go_on = threading.Event()
+
+        def requests() -> Iterator[pb.UploadDatasetRequest]:
+            yield parts[0]
+            go_on.wait(20)
+
+        with (
+            gateway.client("nobody", "viewer") as viewer,
+            SearchClient(gateway.address, gateway.known_token("nobody")) as client,
+        ):
+            call = viewer._stub.UploadDataset.future(requests(), metadata=client._metadata)
+            assert call.code() is grpc.StatusCode.UNAVAILABLE
+            assert "nothing of the upload came for 0.3 s" in call.details()
+            go_on.set()
+            assert client.upload(photos).title == "photos"
+        until(lambda: not list(gateway.scratch.glob("metasearch-upload-*")), "the half file to go")

@@ -34,7 +34,8 @@ from coordinator.api.stubs import search_pb2_grpc
 from coordinator.jobs import AdaptSpec, Job
 from coordinator.local_service import READY
 from coordinator.settings import open_ledger
-from coordinator.store.jobs import JobStore, Quota, new_job_id
+from coordinator.store.jobs import JobStore
+from coordinator.store.records import Quota, new_job_id
 
 IN_FLIGHT = (1, 8, 32)
 TENANT, STUDY = "bench", "bench"
@@ -200,14 +201,23 @@ def fill(store: JobStore, count: int) -> list[Job]:
 
 
 async def watch_latency(target: Target, store: JobStore, bare: Target, repeats: int) -> dict[str, Any]:
-    """Seconds from a change of state, made in this process, to the watcher's hearing of it; over a bare unary call."""
+    """Seconds from a change of state, made in this process, to the watcher's hearing of it; over a bare unary call.
+
+    A change has happened once it is on disk: then the ledger tells its listeners in this process too.
+    """
     (job,) = await asyncio.to_thread(fill, store, 1)
     heard: asyncio.Queue[float] = asyncio.Queue()
+    happened: list[float] = []
+
+    def note(topic: str | None) -> None:
+        if topic == job.job_id:
+            happened.append(time.perf_counter())
 
     async def watch() -> None:
         async for _ in target.stub.WatchJob(pb.WatchJobRequest(name=job.name), metadata=target.metadata):
             heard.put_nowait(time.perf_counter())
 
+    end = store.ledger.subscribe(note)
     watching = asyncio.create_task(watch())
     await heard.get()
     latencies, unary = [], []
@@ -215,20 +225,23 @@ async def watch_latency(target: Target, store: JobStore, bare: Target, repeats: 
         started_s = time.perf_counter()
         await bare.stub.CreateJob(request(), metadata=bare.metadata)
         unary.append(time.perf_counter() - started_s)
-        # The clock starts when the change is made, before it is on disk.
+        happened.clear()
         before_s = time.perf_counter()
         await asyncio.to_thread(store.suspend_job, TENANT, STUDY, job.job_id, index % 2 == 0)
-        committed_s = time.perf_counter()
         arrived_s = await heard.get()
-        latencies.append((arrived_s - before_s, max(arrived_s - committed_s, 0.0)))
+        while not happened:  # with Redis the news come by another way
+            await asyncio.sleep(0.0005)
+        latencies.append((arrived_s - min(happened[0], arrived_s), arrived_s - before_s))
     watching.cancel()
-    whole, after_commit = np.array(latencies).T
+    end()
+    after_change, with_commit = np.array(latencies).T
     base = np.array(unary)
     return {
-        "p50_of_unary": float(np.median(whole) / np.median(base)),
-        "p99_of_unary": float(np.quantile(whole, 0.99) / np.quantile(base, 0.99)),
-        "p50_ms": float(np.median(whole) * 1e3),
-        "p50_after_commit_ms": float(np.median(after_commit) * 1e3),
+        "p50_of_unary": float(np.median(after_change) / np.median(base)),
+        "p99_of_unary": float(np.quantile(after_change, 0.99) / np.quantile(base, 0.99)),
+        "p50_with_commit_of_unary": float(np.median(with_commit) / np.median(base)),
+        "p50_ms": float(np.median(after_change) * 1e3),
+        "p50_with_commit_ms": float(np.median(with_commit) * 1e3),
         "unary_p50_ms": float(np.median(base) * 1e3),
         "unary_p99_ms": float(np.quantile(base, 0.99) * 1e3),
     }
@@ -322,8 +335,8 @@ def main() -> None:
     console.print(f"with 10,000 jobs stored over none: {result['create_at_10k_over_0']['median']:.2f}")
     for name, of in result["watch"]["by_store"].items():
         console.print(
-            f"watch, {name}: {of['p50_ms']:.2f} ms from change to watcher, {of['p50_after_commit_ms']:.2f} ms after "
-            f"the commit's answer; {of['p50_of_unary']:.2f}x (p99 {of['p99_of_unary']:.2f}x) a bare unary call"
+            f"watch, {name}: {of['p50_ms']:.2f} ms from a change on disk to its watcher, {of['p50_of_unary']:.2f}x "
+            f"(p99 {of['p99_of_unary']:.2f}x) a bare unary call; {of['p50_with_commit_ms']:.2f} ms with the commit"
         )
     per_page = result["pages"]["ms_per_page_of_1000"]
     console.print(f"{result['pages']['num_pages']} pages of 1,000: {per_page['median']:.0f} ms each")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from reference.processes import descendants, environment_without_ray, kill_with_descendants
 from reference.redis_server import RedisServer
 
 from common.errors import MetaSearchError, UnavailableError
@@ -40,7 +41,7 @@ class Deployment:
         for name in ("redis", "artifacts", "ray", "logs"):
             (self.folder / name).mkdir()
         # Everything listens on the loopback only, so Ray needs no token.
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self._environment = environment_without_ray()
         self._environment["RAY_AUTH_MODE"] = "disabled"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, Sequence[str]] = {}
@@ -95,8 +96,7 @@ class Deployment:
         if self._keeper.is_alive():
             self._keeper.join()
         for process in self._processes.values():
-            for pid in [*descendants(process.pid), process.pid]:
-                try_kill(pid)
+            kill_with_descendants(process)
             process.wait()
         self.store.ledger.close()
         self.redis.stop()
@@ -138,8 +138,7 @@ class Deployment:
     def kill_cluster(self) -> None:
         """SIGKILL to all of Ray at once: the whole cluster is lost, and a new one comes up."""
         with self._lock:
-            for pid in [*descendants(self._processes["ray"].pid), self._processes["ray"].pid]:
-                try_kill(pid)
+            kill_with_descendants(self._processes["ray"])
 
     def replace_gracefully(self, name: str, timeout_s: float) -> int:
         """SIGTERM, waits for its end, starts it again; returns its exit code."""
@@ -179,8 +178,7 @@ class Deployment:
                 for name, process in list(self._processes.items()):
                     if process.poll() is not None and name not in self._resting and not self._stopping.is_set():
                         self.num_restarts += 1
-                        for pid in descendants(process.pid):
-                            try_kill(pid)
+                        kill_with_descendants(process)
                         self.start_process(name)
 
     # Storage
@@ -223,25 +221,3 @@ def free_ports(count: int) -> list[int]:
     for found in sockets:
         found.close()
     return ports
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below `pid`."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def try_kill(pid: int) -> None:
-    """SIGKILL, if it is still there."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -4,8 +4,9 @@ from collections import Counter
 from itertools import pairwise
 
 from coordinator.jobs import ACTIVE, TRANSITIONS, Job, JobState
-from coordinator.store.jobs import Head, JobStore, PriorPointer
+from coordinator.store.jobs import JobStore
 from coordinator.store.ledger import Ledger, Stored
+from coordinator.store.records import Head, PriorPointer
 
 _ALL = 1_000_000
 

@@ -1,7 +1,6 @@
 """What the job store does, over each backend."""
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,18 +12,10 @@ from common.config import DatasetRef
 from common.errors import AlreadyExistsError, ConflictError, NotFoundError, QuotaError
 from common.tasks import TaskChoice
 from coordinator.jobs import AdaptSpec, Failure, FailureReason, Job, JobState, MetaTrainSpec
-from coordinator.store.jobs import (
-    DatasetRecord,
-    Head,
-    JobStore,
-    Plan,
-    PriorPointer,
-    Quota,
-    Study,
-    SupersededError,
-    new_job_id,
-)
+from coordinator.store.jobs import JobStore, SupersededError
 from coordinator.store.ledger import Add, Delete, Expect, Transaction
+from coordinator.store.records import DatasetRecord, Head, Plan, PriorPointer, Quota, Study, new_job_id
+from coordinator.store.transitions import creation
 
 QUOTA = Quota()
 FAILURE = Failure(reason=FailureReason.RESOURCE_UNAVAILABLE, message="no GPU")
@@ -41,6 +32,16 @@ def job(job_id: str, tenant: str = "a", study: str = "s", **changes: Any) -> Job
 
 def created(store: JobStore, job_id: str, **changes: Any) -> Job:
     return store.create_job(job(job_id, **changes), None, QUOTA)
+
+
+def created_together(store: JobStore, wanted: Sequence[Job], request_ids: Sequence[str | None]) -> list[Job]:
+    """In one call of the ledger, as a gateway does."""
+    creations = [creation(*one, QUOTA, None) for one in zip(wanted, request_ids, strict=True)]
+    answers = store.ledger.submit([transaction for transaction, _ in creations]).result()
+    return [
+        store.created(one, request_id, QUOTA, fingerprint, blocked)
+        for one, request_id, (_, fingerprint), blocked in zip(wanted, request_ids, creations, answers, strict=True)
+    ]
 
 
 def running(store: JobStore, epoch: int, job_id: str, **changes: Any) -> Job:
@@ -170,37 +171,39 @@ def test_a_quota_bounds_what_waits(store: JobStore) -> None:
     check_invariants(store)
 
 
-def test_creation_without_a_thread(store: JobStore) -> None:
-    async def many() -> list[Job]:
-        requests = [store.create_job_async(job(f"j{n}"), f"request-{n % 10}", QUOTA) for n in range(40)]
-        return list(await asyncio.gather(*requests))
-
-    made = asyncio.run(many())
-    assert len({found.job_id for found in made}) == 10
-    with pytest.raises(QuotaError):
-        asyncio.run(store.create_job_async(job("more"), None, Quota(max_queued=10)))
+def test_many_are_created_in_one_call_of_the_ledger(store: JobStore) -> None:
+    made = created_together(store, [job(f"j{n:02d}") for n in range(40)], [f"request-{n % 10}" for n in range(40)])
+    assert [found.job_id for found in made] == [f"j{n % 10:02d}" for n in range(40)]
     assert len(check_invariants(store)) == 10
 
 
-def test_a_client_that_leaves_in_the_middle_harms_nobody(store: JobStore) -> None:
-    async def leave(n: int) -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(store.create_job_async(job(f"gone{n:02d}"), None, QUOTA), 0.0)
+def test_a_job_that_cannot_be_created_keeps_no_other_of_its_call_from_it(store: JobStore) -> None:
+    """Each has an answer of its own: one too many, an id in use, a request for something else."""
+    quota = Quota(max_queued=3)
+    created(store, "j0")
+    wanted = [job("j0"), job("j1"), job("j2", spec=adapt(steps=7)), job("j3"), job("j4")]
+    request_ids = [None, "request", "request", None, None]
+    creations = [creation(*one, quota, None) for one in zip(wanted, request_ids, strict=True)]
+    answers = store.ledger.submit([transaction for transaction, _ in creations]).result()
+    outcomes = []
+    for one, request_id, (_, fingerprint), blocked in zip(wanted, request_ids, creations, answers, strict=True):
+        try:
+            outcomes.append(store.created(one, request_id, quota, fingerprint, blocked).job_id)
+        except (AlreadyExistsError, QuotaError) as error:
+            outcomes.append(type(error).__name__)
+    assert outcomes == ["AlreadyExistsError", "j1", "AlreadyExistsError", "j3", "QuotaError"]
+    assert [found.job_id for found in check_invariants(store)] == ["j0", "j1", "j3"]
 
-    async def cancel(n: int) -> None:
-        task = asyncio.ensure_future(store.create_job_async(job(f"left{n:02d}"), None, QUOTA))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
 
-    async def many() -> None:
-        await asyncio.gather(*(leave(n) for n in range(20)), *(cancel(n) for n in range(20)))
-
-    asyncio.run(many())
-    created(store, "after")
-    assert store.get_job("a", "s", "after").revision == 1
-    check_invariants(store)
+def test_a_creation_that_is_taken_back_in_time_harms_nobody(store: JobStore) -> None:
+    """As when a client goes while its request is on its way."""
+    creations = [creation(job(f"j{n:03d}"), None, QUOTA, None)[0] for n in range(200)]
+    futures = [store.ledger.submit([transaction]) for transaction in creations]
+    cancelled = [future.cancel() for future in futures]
+    assert any(cancelled)
+    created(store, "later")
+    expected = [f"j{n:03d}" for n in range(200) if not cancelled[n]]
+    assert [found.job_id for found in check_invariants(store)] == [*expected, "later"]
 
 
 # The queue
@@ -503,10 +506,7 @@ def test_events_come_in_order_from_where_one_was(store: JobStore) -> None:
 def test_pages_lose_and_repeat_nothing_while_jobs_are_added(store: JobStore, size: int) -> None:
     total = 2_500
 
-    async def make() -> None:
-        await asyncio.gather(*(store.create_job_async(job(f"{n:06d}"), None, QUOTA) for n in range(total)))
-
-    asyncio.run(make())
+    created_together(store, [job(f"{n:06d}") for n in range(total)], [None] * total)
     seen: list[str] = []
     token, pages = "", 0
     while True:

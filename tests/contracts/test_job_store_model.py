@@ -19,7 +19,8 @@ from common.config import DatasetRef
 from common.errors import AlreadyExistsError, ConflictError, MetaSearchError, QuotaError
 from common.tasks import TaskChoice
 from coordinator.jobs import AdaptSpec, Failure, FailureReason, Job, JobSpec, MetaTrainSpec
-from coordinator.store.jobs import JobStore, Plan, PriorPointer, Quota, Study
+from coordinator.store.jobs import JobStore
+from coordinator.store.records import Plan, PriorPointer, Quota, Study
 
 QUOTA = Quota(max_queued=4, max_running=3)
 TENANTS = ("a", "ab")

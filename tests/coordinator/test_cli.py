@@ -3,35 +3,22 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from reference.processes import Run, command_line
 
 from common.artifacts import PriorStore
 from common.loading import load
 from common.meta.prior import initial_prior
-from coordinator import cli, study
-
-Run = Callable[..., tuple[int, str, str]]
+from coordinator import study
 
 
 @pytest.fixture
 def metasearch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command line in this process: (exit code, standard output, standard error)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["metasearch", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_info.value.code or 0), captured.out, captured.err
-
-    return run
+    return command_line(capsys, monkeypatch)
 
 
 @pytest.fixture

@@ -22,7 +22,14 @@ from safetensors.numpy import load as load_tensors
 from common.artifacts import PriorStore
 from common.config import DatasetRef
 from common.derivation import Limits
-from common.errors import AdaptationError, CorruptArtifactError, InvalidInputError, MetaSearchError, UnavailableError
+from common.errors import (
+    AdaptationError,
+    CorruptArtifactError,
+    DataUnavailableError,
+    InvalidInputError,
+    MetaSearchError,
+    UnavailableError,
+)
 from common.loading import load
 from common.messages import AdaptRequest, AdaptResult, JobRequest, JobResult, LocalUpdate
 from common.meta.prior import Prior, initial_prior
@@ -34,8 +41,9 @@ from coordinator.jobs import AdaptSpec, FailureReason, Job, JobState, MetaTrainS
 from coordinator.local import LocalExecutor
 from coordinator.pool import Outcome
 from coordinator.settings import ServiceSettings
-from coordinator.store.jobs import JobStore, Quota, Study, SupersededError
+from coordinator.store.jobs import JobStore, SupersededError
 from coordinator.store.ledger import Add, Expect, Put, Stored, Transaction
+from coordinator.store.records import Quota, Study
 from coordinator.store.sqlite import SqliteLedger
 from workers.actor import WorkerStatus
 from workers.job import run_job
@@ -839,6 +847,26 @@ def test_a_worker_that_cannot_store_its_results_tries_again_without_using_attemp
     scene.finish(dispatcher)
     done = scene.job(job)
     assert done.state is JobState.SUCCEEDED and done.attempt == 6 and done.failures == 0
+
+
+@pytest.mark.parametrize("spec", [ADAPT, TRAIN], ids=["adapt", "meta_train"])
+def test_data_that_cannot_be_had_uses_attempts_up(
+    scene: Scene, spec: AdaptSpec | MetaTrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = DataUnavailableError("cannot fetch https://data.example/sets/a.zip (timed out)")
+
+    def load(config: Any) -> Any:
+        raise problem
+
+    monkeypatch.setattr("coordinator.runs.load_catalogs", load)
+    job = scene.submit(spec, max_attempts=3)
+    dispatcher = scene.coordinator()
+    dispatcher.pool.script = lambda key, request, prior: Outcome(key, error=problem)  # type: ignore[attr-defined]
+    scene.finish(dispatcher)
+    done = scene.job(job)
+    assert done.state is JobState.FAILED and done.attempt == done.failures == 3
+    assert done.failure is not None and done.failure.reason is FailureReason.ATTEMPTS_EXHAUSTED
+    assert "cannot fetch https://data.example/sets/a.zip" in done.failure.message
 
 
 def damage(path: Path, how: str) -> None:

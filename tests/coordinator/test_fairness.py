@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.fairness import MAX_BACK_OFF_S, pick
-from coordinator.store.jobs import QueueEntry
+from coordinator.store.records import QueueEntry
 
 NOW_S = 1_000_000.0
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from common.config import DatasetRef
 from common.derivation import Limits
@@ -19,14 +19,16 @@ from coordinator.jobs import (
     Failure,
     FailureReason,
     Job,
+    JobSpec,
     JobState,
     MetaTrainSpec,
 )
-from coordinator.store.jobs import parse_spec
 
 EPOCH, ATTEMPT, NOW_S = 3, 2, 1000.0
 FAILURE = Failure(reason=FailureReason.INVALID_INPUT, message="no images")
 ADAPT = AdaptSpec(choice=TaskChoice(data=DatasetRef(source="digits"), image_size=8, classes=5))
+
+SPECS: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
 
 def job_in(state: JobState, **changes: Any) -> Job:
@@ -318,7 +320,7 @@ def test_specs_know_whether_they_move_the_prior_and_come_back_from_records(
     spec: AdaptSpec | MetaTrainSpec, moves: bool
 ) -> None:
     assert spec.moves_prior is moves
-    assert parse_spec(spec.model_dump(mode="json")) == spec
+    assert SPECS.validate_python(spec.model_dump(mode="json")) == spec
     job = job_in(RUNNING, spec=spec)
     assert Job.model_validate_json(job.model_dump_json()) == job
 
@@ -333,4 +335,4 @@ def test_a_full_adapt_spec_comes_back() -> None:
         limits=Limits(max_params=1000, max_macs=2000),
         contribute=True,
     )
-    assert parse_spec(spec.model_dump(mode="json")) == spec
+    assert SPECS.validate_python(spec.model_dump(mode="json")) == spec

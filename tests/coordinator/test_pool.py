@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from common.artifacts import PriorStore
 from common.config import ClusterConfig, DatasetRef, StudyConfig
@@ -166,8 +167,6 @@ def test_closing_the_results_early_leaves_a_pool_that_works(
 def test_a_prior_enters_the_object_store_once_per_version(
     config: StudyConfig, make_pool: Callable[..., RayPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
     pool = make_pool(1)
     prior = initial_prior(config)
     requests = plan(prior, config, study.load_catalogs(config)).requests
@@ -319,3 +318,37 @@ def test_a_worker_that_died_while_idle_costs_at_most_the_call_that_finds_it(
     found = collect(pool, 2)
     assert found["second"] == Outcome("second", lost="the worker died")
     assert found["third"].result.job_id == "third"
+
+
+def test_a_worker_without_room_gets_no_calls_until_there_is_some(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    pool = make_pool(cpus + 1)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while pool.num_workers < cpus and time.monotonic() < deadline_s:
+        pool.poll(0.1)
+        time.sleep(0.1)
+    assert pool.num_workers == cpus, "one waits for room"
+    for number in range(2 * MAX_IN_FLIGHT * cpus):
+        pool.submit(f"job {number}", job(config, f"job {number}", tmp_path), prior)
+    found = collect(pool, 2 * MAX_IN_FLIGHT * cpus)
+    assert all(outcome.result is not None for outcome in found.values())
+    assert pool.num_workers == cpus and pool.num_replaced == 0
+
+
+def test_a_pool_grows_and_shrinks_with_the_cluster(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1)
+    pool.submit("endless", job(config, "endless", tmp_path, ENDLESS), prior)
+    pid = wait_until_at_work(pool, "endless").pid
+    pool.resize(2)
+    pool.submit("behind it", job(config, "behind it", tmp_path), prior)
+    pool.submit("beside it", job(config, "beside it", tmp_path), prior)
+    assert set(collect(pool, 1)) == {"beside it"}, "one worker can have two calls; the third has the new worker"
+    pool.resize(0)
+    assert [status.pid for status in pool.status(PATIENCE_S)] == [pid], "the one at work stays"
+    pool.resize(1)
+    assert [status.pid for status in pool.status(PATIENCE_S)] == [pid]
+    assert pool.num_replaced == 0

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import InvalidInputError, NotFoundError, UnavailableError
 from coordinator.settings import ServiceSettings, load_settings, open_ledger
-from coordinator.store.jobs import Quota
+from coordinator.store.records import Quota
 
 
 def written(path: Path, text: str) -> Path:

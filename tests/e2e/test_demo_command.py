@@ -1,23 +1,22 @@
 """`metasearch demo` and `metasearch doctor` as a user runs them, the demo with a tiny network."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from reference.processes import METASEARCH, environment_without_ray
 
 pytestmark = pytest.mark.ray
 
-METASEARCH = str(Path(sys.executable).parent / "metasearch")
 TINY = ["rounds=2", "network.channels=2", "space.num_nodes=2", "inner.steps=2"]
 
 
 def metasearch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.run([METASEARCH, *arguments], capture_output=True, text=True, timeout=200, env=environment)
+    return subprocess.run(
+        [METASEARCH, *arguments], capture_output=True, text=True, timeout=200, env=environment_without_ray()
+    )
 
 
 def test_demo_leaves_results_that_agree_with_its_tables(tmp_path: Path) -> None:

@@ -2,22 +2,20 @@
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from reference.gateway import until
+from reference.processes import METASEARCH, descendants, environment_without_ray, kill_with_descendants
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
@@ -31,7 +29,6 @@ from workers.device import choose_device
 
 pytestmark = pytest.mark.ray
 
-METASEARCH = str(Path(sys.executable).parent / "metasearch")
 SETTINGS = ["rounds=2", "network.channels=2", "families.0.tasks_per_round=2"]
 STUDY = "studies/digits"
 START_TIMEOUT_S = 150.0
@@ -54,22 +51,19 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory, shared_image_cache: None) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     arguments = ["serve", "--local", "--folder", str(folder), "--listen", "127.0.0.1:0", "--workers", "2"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     said = folder / "said"
     with said.open("wb") as file:
         process = subprocess.Popen(
-            [METASEARCH, *arguments], stdout=file, stderr=file, start_new_session=True, env=environment
+            [METASEARCH, *arguments], stdout=file, stderr=file, start_new_session=True, env=environment_without_ray()
         )
     try:
-        wait_until(lambda: ADDRESS.search(said.read_text()) or process.poll() is not None, START_TIMEOUT_S)
+        until(lambda: ADDRESS.search(said.read_text()) or process.poll() is not None, "its address", START_TIMEOUT_S)
         found = ADDRESS.search(said.read_text())
         assert found, said.read_text()
         with SearchClient(found[1], (folder / "token").read_text().strip()) as client:
             yield Service(process, folder, client)
     finally:
-        for pid in [*descendants(process.pid), process.pid]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_with_descendants(process)
         process.wait()
 
 
@@ -139,12 +133,12 @@ def test_a_long_job_shows_what_it_has_found_and_lets_itself_be_cancelled(service
 def test_sigterm_hands_work_over_and_leaves_nothing_running(service: Service, trained: pb.Job) -> None:
     """The last test of the module: the service is gone after it."""
     job = service.client.submit(STUDY, "digits", num_ways=3, steps=1_000_000)
-    wait_until(lambda: service.client.get_job(job.name).state == pb.JOB_STATE_RUNNING, 30)
+    until(lambda: service.client.get_job(job.name).state == pb.JOB_STATE_RUNNING, "the job to run")
     children = descendants(service.process.pid)
     assert len(children) > 5, "gateway, supervisor, and Ray with its workers"
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(STOP_TIMEOUT_S) in (0, 130), service.said()
-    wait_until(lambda: not any(map(is_alive, children)), 15)
+    until(lambda: not any(map(is_alive, children)), "its processes to end", 15)
     assert "Traceback" not in service.said()
     for name in ("gateway.log", "coordinator.log"):
         assert "Traceback" not in (service.folder / "logs" / name).read_text(), name
@@ -172,29 +166,6 @@ def write_digits(path: Path, classes: tuple[int, ...]) -> Path:
                 Image.fromarray((image * 15).astype(np.uint8)).save(file, "PNG")
                 archive.writestr(f"class {label}/{number}.png", file.getvalue())
     return path
-
-
-def wait_until(condition: Any, timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s"
-        time.sleep(0.05)
-
-
-def descendants(pid: int) -> list[int]:
-    """Every living process below `pid`."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
 
 
 def is_alive(pid: int) -> bool:

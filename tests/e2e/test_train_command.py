@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from reference.gateway import until
+from reference.processes import METASEARCH, environment_without_ray, kill_with_descendants
 
 from common.artifacts import PriorStore
 from common.loading import load
@@ -20,7 +20,6 @@ from workers.device import choose_device
 
 pytestmark = pytest.mark.ray
 
-METASEARCH = str(Path(sys.executable).parent / "metasearch")
 # More steps than the preset, so that there is time to interrupt; few enough to end in seconds.
 SETTINGS = ["rounds=8", "inner.steps=12"]
 TRAIN = ["train", "smoke", *(part for setting in SETTINGS for part in ("--set", setting)), "--json"]
@@ -32,7 +31,6 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     running: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         running.append(
             subprocess.Popen(
                 [METASEARCH, *arguments],
@@ -40,15 +38,14 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
-                env=environment,
+                env=environment_without_ray(),
             )
         )
         return running[-1]
 
     yield run
     for process in running:
-        for pid in [*descendants(process.pid), process.pid]:
-            try_kill(pid)
+        kill_with_descendants(process)
         process.communicate()
 
 
@@ -74,8 +71,7 @@ def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
     first = json.loads(output)["version"]
     killed = start("train", "--run", str(run), "--resume", "--json")
     wait_for_version(run, first + 1, killed)
-    for pid in [*descendants(killed.pid), killed.pid]:
-        try_kill(pid)
+    kill_with_descendants(killed)
     killed.communicate(timeout=30)
     assert killed.returncode == -signal.SIGKILL
     assert max(PriorStore(run).versions()) < config.rounds, "it was killed too late to prove anything"
@@ -114,32 +110,11 @@ def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
 
 
 def wait_for_version(run: Path, version: int, process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + 90
     store = PriorStore(run)
-    while max(store.versions(), default=0) < version:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline_s, f"version {version} did not come"
-        time.sleep(0.05)
 
+    def is_there() -> bool:
+        found = max(store.versions(), default=0) >= version
+        assert found or process.poll() is None, process.communicate()[1]
+        return found
 
-def descendants(pid: int) -> list[int]:
-    """Every living process below `pid`."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def try_kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    until(is_there, f"version {version}", 90)

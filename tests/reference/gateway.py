@@ -19,7 +19,8 @@ from coordinator.api.auth import create_token
 from coordinator.api.client import SearchClient
 from coordinator.jobs import Failure, FailureReason, Job
 from coordinator.local_service import READY
-from coordinator.store.jobs import JobStore, PriorPointer, Quota
+from coordinator.store.jobs import JobStore
+from coordinator.store.records import PriorPointer, Quota
 from coordinator.store.sqlite import SqliteLedger
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,7 @@ class Gateway:
             "listen": "127.0.0.1:0",
             "drain_s": 5.0,
         } | settings
+        self.drain_s = float(self._settings["drain_s"])
 
     @property
     def address(self) -> str:

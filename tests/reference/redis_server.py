@@ -47,7 +47,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Starts it on its port and data, and waits until it answers."""
+        """Starts it on its port and data, and waits until it has loaded them and answers."""
         command = [
             EXECUTABLE,
             *("--port", str(self.port)),
@@ -74,7 +74,10 @@ class RedisServer:
         """Whether this very process serves reads and writes."""
         try:
             with redis.Redis(port=self.port, socket_timeout=0.5, socket_connect_timeout=0.5, retry=None) as client:
-                return bool(self._process and client.info("server")["process_id"] == self._process.pid)
+                # One that loads its data gives information, but no pong.
+                return bool(
+                    self._process and client.info("server")["process_id"] == self._process.pid and client.ping()
+                )
         except redis.RedisError:
             return False
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UnavailableError
+from common.errors import DataUnavailableError
 from workers.data.arrays import ClassImages, by_label
 from workers.data.cache import locked
 from workers.data.idx import find_idx
@@ -65,7 +65,7 @@ def idx_files(name: str, root: Path | None, downloads: Path) -> tuple[Path, ...]
         downloads: folder that receives them where no root is given.
 
     Raises:
-        UnavailableError: the download failed.
+        DataUnavailableError: the download failed.
     """
     spec = IDX_SETS[name]
     target = downloads if root is None else root
@@ -75,7 +75,7 @@ def idx_files(name: str, root: Path | None, downloads: Path) -> tuple[Path, ...]
         download(name, spec.torchvision_name, target)
         files = find_idx(folders)
     if files is None:
-        raise UnavailableError(_remedy(name, target, "the files are not all there"))
+        raise DataUnavailableError(_remedy(name, target, "the files are not all there"))
     return files
 
 
@@ -99,7 +99,7 @@ def omniglot_alphabets(root: Path) -> list[Path]:
     """Folders of the alphabets, sorted; downloads them where `root` lacks them.
 
     Raises:
-        UnavailableError: the download failed.
+        DataUnavailableError: the download failed.
     """
     halves = [root / "omniglot-py" / half for half in ("images_background", "images_evaluation")]
     for half in halves:
@@ -133,7 +133,7 @@ def download(name: str, torchvision_name: str, root: Path, **arguments: object) 
         arguments: of that class.
 
     Raises:
-        UnavailableError: no network, a server that does not answer, or a folder that cannot be written to.
+        DataUnavailableError: no network, a server that does not answer, or a folder that cannot be written to.
     """
     from torchvision import datasets
 
@@ -145,7 +145,7 @@ def download(name: str, torchvision_name: str, root: Path, **arguments: object) 
         with locked(root / f".{name}.lock"):  # two processes would write into the same files
             return dataset(str(root), download=True, **arguments)
     except (OSError, RuntimeError, EOFError) as error:
-        raise UnavailableError(_remedy(name, root, " ".join(str(error).split()))) from None
+        raise DataUnavailableError(_remedy(name, root, " ".join(str(error).split()))) from None
 
 
 def _remedy(name: str, root: Path, reason: str) -> str:

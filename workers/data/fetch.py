@@ -8,7 +8,13 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError, UnavailableError
+from common.errors import (
+    CorruptArtifactError,
+    DataUnavailableError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
 from common.tasks import DatasetFile
 from workers.data.cache import CACHE_VARIABLE, locked
 from workers.data.sources import FILE_SUFFIXES
@@ -29,7 +35,8 @@ def fetch(file: DatasetFile, root: Path) -> Path:
     Raises:
         InvalidInputError: the suffix is not one of `FILE_SUFFIXES`, or the URL is not one.
         NotFoundError: there is no such file.
-        UnavailableError: the storage refused or did not answer, or the cache cannot be written to.
+        DataUnavailableError: the storage refused or did not answer.
+        UnavailableError: the cache cannot be written to.
         CorruptArtifactError: the file does not have the SHA-256 that it should have.
     """
     if file.suffix not in FILE_SUFFIXES:
@@ -59,7 +66,7 @@ def _storage_of(url: str) -> tuple[Any, str]:
     try:
         storage, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UnavailableError(f"cannot fetch {url}: {error}") from error
+        raise DataUnavailableError(f"cannot fetch {url}: {error}") from error
     except ValueError as error:
         raise InvalidInputError(f"{url} is not a URL that can be fetched: {error}") from None
     return storage, path
@@ -89,7 +96,7 @@ def _download(url: str, storage: Any, path: str, growing: Path) -> None:
     except FileNotFoundError:
         raise NotFoundError(f"there is no file {url}") from None
     except Exception as error:  # every kind of storage has exceptions of its own, without a common base
-        raise UnavailableError(
+        raise DataUnavailableError(
             f"cannot fetch {url} ({type(error).__name__}: {error}); "
             f"check its address and permissions, and the room in {growing.parent}"
         ) from error

@@ -1,4 +1,4 @@
-"""The commands of the service: those that run it, and those that talk to it."""
+"""The commands that talk to the service."""
 
 import json
 import uuid
@@ -16,18 +16,16 @@ from rich.table import Table
 
 from common.errors import AdaptationError, ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
 from common.loading import preset_names
-from coordinator.api.client import DEFAULT_ADDRESS, TERMINAL_STATES, TOKEN_VARIABLE, SearchClient
+from coordinator.api.client import SearchClient
+from coordinator.api.connection import DEFAULT_ADDRESS, TERMINAL_STATES, TOKEN_VARIABLE
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.settings import ServiceSettings, load_settings
+from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
 
-DEFAULT_FOLDER = Path("runs/service")
 _messages = Console(stderr=True, highlight=False)
 
 study_app = typer.Typer(no_args_is_help=True, help="Studies: each owns one lineage of priors.")
 prior_app = typer.Typer(no_args_is_help=True, help="Priors of a study.")
-token_app = typer.Typer(no_args_is_help=True, help="API tokens of the service.")
 
-SettingsOption = Annotated[Path | None, typer.Option("--settings", help="TOML or JSON file of service settings.")]
 ServerOption = Annotated[
     str | None, typer.Option("--server", envvar="METASEARCH_ADDRESS", help=f"HOST:PORT; {DEFAULT_ADDRESS} by default.")
 ]
@@ -41,134 +39,10 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="studies/STUDY/j
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
-    for command in (serve, coordinate, submit, jobs, watch, result, cancel, pause, resume, upload):
+    for command in (submit, jobs, watch, result, cancel, pause, resume, upload):
         app.command(rich_help_panel="Service")(command)
-    for name, sub in (("study", study_app), ("prior", prior_app), ("token", token_app)):
+    for name, sub in (("study", study_app), ("prior", prior_app)):
         app.add_typer(sub, name=name, rich_help_panel="Service")
-
-
-# Running it
-
-
-def serve(
-    settings: SettingsOption = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = None,
-    store: Annotated[str | None, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB.")] = None,
-    artifacts: Annotated[str | None, typer.Option(help="Folder or fsspec URL.")] = None,
-    tokens: Annotated[Path | None, typer.Option(help="File of hashed API tokens.")] = None,
-    local: Annotated[bool, typer.Option("--local", help="Everything on this machine, a local Ray included.")] = False,
-    folder: Annotated[Path, typer.Option(help="With --local: where everything is kept.")] = DEFAULT_FOLDER,
-    workers: Annotated[int | None, typer.Option(min=1, help="With --local: worker actors.")] = None,
-) -> None:
-    """Serves the API; with `--local`, runs the coordinator and a local Ray too.
-
-    Ctrl-C or SIGTERM drains: no new calls, running work is finished or handed over.
-    """
-    changes: dict[str, Any] = {"listen": listen, "store": store, "artifacts": artifacts, "tokens": tokens}
-    if local:
-        _serve_local(settings, changes, folder.resolve(), workers)
-        return
-    from common.telemetry import logger_for
-    from coordinator.api.gateway import run_gateway
-    from coordinator.local_service import READY
-
-    found = load_settings(settings, changes)
-
-    def ready(port: int) -> None:
-        host = found.listen.rpartition(":")[0]
-        print(READY + json.dumps({"host": host, "port": port}), flush=True)
-
-    run_gateway(found, logger_for("gateway"), ready)
-
-
-def _serve_local(file: Path | None, changes: dict[str, Any], folder: Path, workers: int | None) -> None:
-    import signal
-
-    from common.telemetry import logger_for
-    from coordinator.local_service import LocalService, local_settings, local_token
-
-    settings = local_settings(folder, file, **changes)
-    local_token(settings, folder)
-    service = LocalService(settings, logger_for("service"), folder / "logs", workers)
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        service.start()
-        host = settings.listen.rpartition(":")[0]
-        _messages.print(f"Serving on {host}:{service.port}; logs are in {folder / 'logs'}.", soft_wrap=True)
-        _messages.print("In another terminal, in this folder:  metasearch study create mine --preset demo")
-        _messages.print(f"Token: {folder / 'token'} (found by itself from here). Ctrl-C stops.", soft_wrap=True)
-        service.watch()
-    except KeyboardInterrupt:
-        _messages.print("Stopping ...")
-    finally:
-        service.stop()
-
-
-def coordinate(
-    settings: SettingsOption = None,
-    address: Annotated[
-        str | None, typer.Option("--address", envvar="RAY_ADDRESS", help="Ray cluster: `auto` or HOST:PORT.")
-    ] = None,
-    local: Annotated[bool, typer.Option("--local", help="Start a local Ray that ends with this process.")] = False,
-    store: Annotated[str | None, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB.")] = None,
-    artifacts: Annotated[str | None, typer.Option(help="Folder or fsspec URL.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker actors; all the cluster has room for.")] = None,
-    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="1 where the cluster has GPUs, else 0.")] = None,
-    task_timeout_s: Annotated[float, typer.Option(min=1, help="A task that takes longer runs again.")] = 3600.0,
-    drain: Annotated[
-        bool, typer.Option("--drain", help="On SIGTERM, stop the coordinator too, after it handed its work over.")
-    ] = False,
-) -> None:
-    """Keeps a coordinator alive on a Ray cluster: starts it, replaces it when it hangs, also on a new cluster.
-
-    The coordinator is a detached actor: it stays when this command ends, unless `--drain` or `--local` is given.
-    """
-    import signal
-
-    from common.config import ClusterConfig
-    from common.telemetry import logger_for
-    from coordinator.supervisor import Supervisor
-
-    if not local and address is None:
-        raise InvalidInputError("coordinate needs --address (or RAY_ADDRESS), or --local")
-    found = load_settings(settings, {"store": store, "artifacts": artifacts})
-    cluster = ClusterConfig(num_workers=workers, gpus_per_worker=gpus_per_worker, task_timeout_s=task_timeout_s)
-    supervisor = Supervisor(_absolute(found), cluster, None if local else address, logger_for("supervisor"))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: supervisor.stop())
-    supervisor.run(drain or local)
-
-
-def _absolute(settings: ServiceSettings) -> ServiceSettings:
-    """Actors work in other folders."""
-    changes: dict[str, Any] = {}
-    kind, _, path = settings.store.partition(":")
-    if kind == "sqlite":
-        changes["store"] = f"sqlite:{Path(path).expanduser().resolve()}"
-    if "://" not in settings.artifacts:
-        changes["artifacts"] = str(Path(settings.artifacts).expanduser().resolve())
-    return settings.model_copy(update=changes)
-
-
-@token_app.command("create")
-def token_create(
-    tenant: Annotated[str, typer.Option(help="Whose resources it opens.")],
-    role: Annotated[str, typer.Option(help="viewer, submitter or admin.")] = "submitter",
-    tokens: Annotated[Path, typer.Option(help="File of hashed tokens; made where missing.")] = DEFAULT_FOLDER
-    / "tokens.toml",
-    title: Annotated[str, typer.Option(help="For people.")] = "",
-) -> None:
-    """Makes an API token and prints it, once; the file keeps its hash only. Running gateways notice by themselves."""
-    from coordinator.api.auth import create_token
-
-    print(create_token(tokens, tenant, role, title))
-
-
-# Talking to it
 
 
 @study_app.command("create")
@@ -438,7 +312,7 @@ def prior_show(
 
 @contextmanager
 def _client(server: str | None, token: str | None) -> Iterator[SearchClient]:
-    local = DEFAULT_FOLDER / "token"
+    local = DEFAULT_FOLDER / TOKEN_FILE
     if token is None and local.is_file():
         token = local.read_text("utf-8").strip()
     with SearchClient(server, token, patience_s=10.0) as client:

@@ -1,0 +1,241 @@
+"""The client for programs that use asyncio; see `coordinator.api.client`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from google.protobuf.message import Message
+from grpc import aio
+
+from common.errors import InvalidInputError, NotFoundError
+from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
+from coordinator.api.errors import from_rpc_error
+from coordinator.api.requests import adapt_spec, job_request, study_request
+from coordinator.api.stubs import search_pb2 as pb
+from coordinator.api.stubs import search_pb2_grpc
+from coordinator.api.transfer import (
+    named_source,
+    packed,
+    receiving,
+    safe_name,
+    upload_header,
+    upload_parts,
+    wanted_artifacts,
+)
+
+
+class AsyncSearchClient(Connection):
+    """`SearchClient` with `await`; see there for arguments and methods."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        tls: Tls | None = None,
+        timeout_s: float = 10.0,
+        patience_s: float = 30.0,
+    ) -> None:
+        super().__init__(address, token, tls, timeout_s, patience_s)
+        if self._credentials is None:
+            self._channel = aio.insecure_channel(self.address, options=OPTIONS)
+        else:
+            self._channel = aio.secure_channel(self.address, self._credentials, options=OPTIONS)
+        self._stub = search_pb2_grpc.SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """See `SearchClient.close`."""
+        await self._channel.close()
+
+    async def create_study(
+        self,
+        study_id: str,
+        preset: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        overrides: Sequence[str] = (),
+        validate_only: bool = False,
+    ) -> pb.Study:
+        """See `SearchClient.create_study`."""
+        request = study_request(study_id, preset, config, overrides, validate_only)
+        return (await self._call("CreateStudy", request)).study  # type: ignore[no-any-return]
+
+    async def get_study(self, name: str) -> pb.Study:
+        """See `SearchClient.get_study`."""
+        return (await self._call("GetStudy", pb.GetStudyRequest(name=name))).study  # type: ignore[no-any-return]
+
+    async def list_studies(self) -> AsyncIterator[pb.Study]:
+        """See `SearchClient.list_studies`."""
+        async for response in self._pages("ListStudies", pb.ListStudiesRequest(page_size=1000)):
+            for study in response.studies:
+                yield study
+
+    async def submit(
+        self,
+        study: str,
+        data: str | Path | pb.DataSource | None = None,
+        spec: pb.JobSpec | None = None,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        priority: int | None = None,
+        needs_gpu: bool = False,
+        queue_timeout_s: float = 0.0,
+        max_attempts: int = 0,
+        **adapt: Any,
+    ) -> pb.Job:
+        """See `SearchClient.submit`."""
+        if spec is None:
+            if data is None:
+                raise InvalidInputError("submit needs data or spec")
+            known = named_source(data)
+            if known is None:
+                known = pb.DataSource(dataset=(await self.upload(Path(str(data)))).name)
+            spec = adapt_spec(known, adapt)
+        request = job_request(
+            study, spec, request_id, validate_only, priority, needs_gpu, queue_timeout_s, max_attempts
+        )
+        return (await self._call("CreateJob", request)).job  # type: ignore[no-any-return]
+
+    async def meta_train(self, study: str, until_version: int = 0, **options: Any) -> pb.Job:
+        """See `SearchClient.meta_train`."""
+        spec = pb.JobSpec(meta_train=pb.MetaTrainSpec(until_version=until_version))
+        return await self.submit(study, spec=spec, **options)
+
+    async def get_job(self, name: str) -> pb.Job:
+        """See `SearchClient.get_job`."""
+        return (await self._call("GetJob", pb.GetJobRequest(name=name))).job  # type: ignore[no-any-return]
+
+    async def list_jobs(self, study: str, states: Sequence[pb.JobState] = ()) -> AsyncIterator[pb.Job]:
+        """See `SearchClient.list_jobs`."""
+        request = pb.ListJobsRequest(parent=study, page_size=1000, states=states)
+        async for response in self._pages("ListJobs", request):
+            for job in response.jobs:
+                yield job
+
+    async def cancel(self, name: str) -> pb.Job:
+        """See `SearchClient.cancel`."""
+        return (await self._call("CancelJob", pb.CancelJobRequest(name=name))).job  # type: ignore[no-any-return]
+
+    async def pause(self, name: str) -> pb.Job:
+        """See `SearchClient.pause`."""
+        return (await self._call("PauseJob", pb.PauseJobRequest(name=name))).job  # type: ignore[no-any-return]
+
+    async def resume(self, name: str) -> pb.Job:
+        """See `SearchClient.resume`."""
+        return (await self._call("ResumeJob", pb.ResumeJobRequest(name=name))).job  # type: ignore[no-any-return]
+
+    async def watch(self, name: str, resume_token: str = "") -> AsyncIterator[pb.WatchJobResponse]:
+        """See `SearchClient.watch`."""
+        patience = Patience(self._patience_s)
+        while True:
+            request = pb.WatchJobRequest(name=name, resume_token=resume_token)
+            try:
+                async for response in self._stub.WatchJob(request, metadata=self._metadata):
+                    patience.renew()
+                    resume_token = response.resume_token
+                    if response.closing:
+                        break
+                    yield response
+                    if response.job.state in TERMINAL_STATES:
+                        return
+            except aio.AioRpcError as error:
+                failure = from_rpc_error(error)
+                if error.code() not in BROKEN:
+                    raise failure from None
+                patience.check(failure)
+            await asyncio.sleep(patience.wait_s())
+
+    async def wait(self, name: str) -> pb.Job:
+        """See `SearchClient.wait`."""
+        async for response in self.watch(name):
+            job = response.job
+        return job
+
+    async def get_prior(self, name: str) -> pb.Prior:
+        """See `SearchClient.get_prior`."""
+        return (await self._call("GetPrior", pb.GetPriorRequest(name=name))).prior  # type: ignore[no-any-return]
+
+    async def list_priors(self, study: str) -> AsyncIterator[pb.Prior]:
+        """See `SearchClient.list_priors`."""
+        async for response in self._pages("ListPriors", pb.ListPriorsRequest(parent=study, page_size=1000)):
+            for prior in response.priors:
+                yield prior
+
+    async def upload(self, path: Path) -> pb.Dataset:
+        """See `SearchClient.upload`."""
+        with packed(path) as (file, title):
+            header = await asyncio.to_thread(upload_header, file, title)
+            try:
+                found = await self._call("GetDataset", pb.GetDatasetRequest(name=f"datasets/{header.sha256}"))
+            except NotFoundError:
+                pass
+            else:
+                return found.dataset  # type: ignore[no-any-return]
+            patience = Patience(self._patience_s)
+            while True:
+                try:
+                    uploaded = await self._stub.UploadDataset(upload_parts(file, header), metadata=self._metadata)
+                    return uploaded.dataset  # type: ignore[no-any-return]
+                except aio.AioRpcError as error:
+                    failure = from_rpc_error(error)
+                    if error.code() not in BROKEN:
+                        raise failure from None
+                    patience.check(failure)
+                await asyncio.sleep(patience.wait_s())
+
+    async def list_datasets(self) -> AsyncIterator[pb.Dataset]:
+        """See `SearchClient.list_datasets`."""
+        async for response in self._pages("ListDatasets", pb.ListDatasetsRequest(page_size=1000)):
+            for dataset in response.datasets:
+                yield dataset
+
+    async def download(self, job: str, folder: Path, names: Sequence[str] | None = None) -> list[Path]:
+        """See `SearchClient.download`."""
+        wanted = wanted_artifacts(await self.get_job(job), names)
+        return [await self._download(job, artifact, folder) for artifact in wanted]
+
+    async def _download(self, job: str, artifact: pb.Artifact, folder: Path) -> Path:
+        target = folder / safe_name(artifact.name)
+        patience = Patience(self._patience_s)
+        with receiving(target, artifact) as part:
+            while part.num_bytes < artifact.num_bytes:
+                request = pb.DownloadArtifactRequest(job=job, artifact=artifact.name, offset=part.num_bytes)
+                try:
+                    async for response in self._stub.DownloadArtifact(request, metadata=self._metadata):
+                        patience.renew()
+                        part.add(response.chunk)
+                except aio.AioRpcError as error:
+                    failure = from_rpc_error(error)
+                    if error.code() not in BROKEN:
+                        raise failure from None
+                    patience.check(failure)
+                    await asyncio.sleep(patience.wait_s())
+        return target
+
+    async def _pages(self, method: str, request: Any) -> AsyncIterator[Any]:
+        while True:
+            response = await self._call(method, request)
+            yield response
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    async def _call(self, method: str, request: Message) -> Any:
+        patience = Patience(self._patience_s)
+        while True:
+            try:
+                return await getattr(self._stub, method)(request, timeout=self._timeout_s, metadata=self._metadata)
+            except aio.AioRpcError as error:
+                failure = from_rpc_error(error)
+                if error.code() not in UNANSWERED:
+                    raise failure from None
+                patience.check(failure)
+            await asyncio.sleep(patience.wait_s())

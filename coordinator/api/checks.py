@@ -1,0 +1,95 @@
+"""What requests may ask for, beyond the form that `convert` checks. Raises `FieldError`, which names the field."""
+
+import time
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from common.config import StudyConfig
+from common.derivation import check_feasible
+from common.errors import InvalidInputError
+from common.tasks import DatasetFile
+from coordinator.api.errors import FieldError
+from coordinator.api.stubs import search_pb2 as pb
+from coordinator.jobs import AdaptSpec, Job, JobSpec
+from coordinator.store.records import new_job_id
+from workers.data.sources import FILE_SUFFIXES, SOURCES
+
+DEFAULT_QUEUE_TIMEOUT_S = 86_400.0
+MAX_QUEUE_TIMEOUT_S = 366 * 86_400.0
+
+
+def new_job(tenant: str, study_id: str, spec: JobSpec, request: pb.CreateJobRequest) -> Job:
+    """The job that a request asks for, in state QUEUED."""
+    now_s = time.time()
+    timeout_s = request.queue_timeout_s or DEFAULT_QUEUE_TIMEOUT_S
+    if not 0 < timeout_s <= MAX_QUEUE_TIMEOUT_S:
+        raise FieldError("queue_timeout_s", f"must be from 0 to {MAX_QUEUE_TIMEOUT_S:.0f} seconds, got {timeout_s}")
+    fields: dict[str, Any] = {"priority": request.priority} if request.HasField("priority") else {}
+    if request.max_attempts:
+        fields["max_attempts"] = request.max_attempts
+    try:
+        return Job(
+            tenant=tenant,
+            study=study_id,
+            job_id=new_job_id(now_s),
+            spec=spec,
+            needs_gpu=request.needs_gpu,
+            created_s=now_s,
+            queue_deadline_s=now_s + timeout_s,
+            **fields,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise FieldError(str(first["loc"][0]), f"{first['msg']}, got {first['input']}") from None
+
+
+def check_limits(spec: AdaptSpec, config: StudyConfig) -> None:
+    """Refuses limits that no genotype of the study can keep."""
+    classes = spec.choice.classes
+    ways = len(classes) if isinstance(classes, tuple) else classes or config.families[0].num_ways
+    try:
+        check_feasible(spec.limits, config.space, config.network, spec.choice.image_size, ways)
+    except InvalidInputError as error:
+        name = "max_macs" if spec.limits.max_params is None else "max_params"
+        raise FieldError(f"spec.adapt.{name}", str(error)) from None
+
+
+def check_sources(config: StudyConfig, prefixes: Sequence[str]) -> None:
+    """A study may learn from sources that workers know by name, or from allowed URLs; not from just any path."""
+    for index, family in enumerate(config.families):
+        field = f"config.families.{index}.data"
+        if family.data.source not in SOURCES:
+            try:
+                allowed_file(family.data.source, prefixes)
+            except FieldError:
+                raise FieldError(
+                    f"{field}.source",
+                    f"must be one of {', '.join(SOURCES)}, or below an allowed URL, got {family.data.source[:200]!r}",
+                ) from None
+        if family.data.root is not None and not is_allowed(family.data.root, prefixes):
+            raise FieldError(f"{field}.root", f"is not below an allowed URL, got {family.data.root[:200]!r}")
+
+
+def allowed_file(url: str, prefixes: Sequence[str]) -> DatasetFile:
+    """The file at a URL of a request, which must be below one of the prefixes."""
+    field = "spec.adapt.data.url"
+    if not is_allowed(url, prefixes):
+        allowed = ", ".join(prefixes) or "none"
+        raise FieldError(field, f"is not below an allowed prefix ({allowed}), got {url[:200]!r}")
+    suffix = next((suffix for suffix in FILE_SUFFIXES if url.lower().endswith(suffix)), None)
+    if suffix is None:
+        raise FieldError(field, f"must end in one of {', '.join(FILE_SUFFIXES)}, got {url[:200]!r}")
+    return DatasetFile(url=url, suffix=suffix)
+
+
+def is_allowed(url: str, prefixes: Sequence[str]) -> bool:
+    """Whether a URL is, beyond doubt, below one of the prefixes."""
+    # What could mean another place than it seems to: encoded characters, backslashes, steps upwards, chained URLs.
+    if any(mark in url for mark in ("%", "\\", "::", "@", "?", "#", ";")) or len(url) > 2000:
+        return False
+    if not url.isprintable() or " " in url or ".." in PurePosixPath(url).parts:  # URL parsers drop line breaks
+        return False
+    return any(url.startswith(prefix) for prefix in prefixes)

@@ -1,0 +1,95 @@
+"""The priors of all studies of a service: pointers in the job store, tensors in the artifact store."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+from common.artifacts import load_prior, remove_prior, save_prior
+from common.config import StudyConfig, validate
+from common.errors import CorruptArtifactError
+from common.meta.prior import Prior, initial_prior
+from common.storage import ArtifactFolder
+from coordinator.jobs import Job
+from coordinator.store.jobs import JobStore
+from coordinator.store.records import PriorPointer
+
+_KEPT_PRIORS = 8
+
+
+class StudyPriors:
+    """See the module. The last few stay in memory.
+
+    Args:
+        store: of jobs.
+        artifacts: URL of the artifact store.
+        now_s: seconds since 1970.
+    """
+
+    def __init__(self, store: JobStore, artifacts: str, now_s: Callable[[], float]) -> None:
+        self._store = store
+        self._artifacts = ArtifactFolder(artifacts)
+        self._now_s = now_s
+        self._priors: OrderedDict[str, Prior] = OrderedDict()
+        self._configs: dict[tuple[str, str], StudyConfig] = {}
+
+    def url_of(self, job: Job) -> str:
+        """Where the results of a job's present attempt go."""
+        folder = f"{_folder(job.tenant, job.study)}/jobs/{job.job_id}/attempt-{job.epoch}-{job.attempt}"
+        return self._artifacts.url_of(folder)
+
+    def config_of(self, tenant: str, study: str) -> StudyConfig:
+        """Configuration of a study."""
+        if (tenant, study) not in self._configs:
+            self._configs[tenant, study] = validate(self._store.get_study(tenant, study).config)
+        return self._configs[tenant, study]
+
+    def load(self, tenant: str, study: str, version: int) -> Prior:
+        """A version of the prior of a study."""
+        pointer = self._store.get_prior(tenant, study, version)
+        if pointer.digest not in self._priors:
+            stem = f"{_folder(tenant, study)}/{pointer.stem}"
+            prior = load_prior(self._artifacts, stem, version)
+            if prior.digest() != pointer.digest:
+                raise CorruptArtifactError(f"{self._artifacts.path(stem)} is not the prior that the job store names")
+            self._keep(prior)
+        self._priors.move_to_end(pointer.digest)
+        return self._priors[pointer.digest]
+
+    def save(self, tenant: str, study: str, prior: Prior, made_by: str, metrics: Mapping[str, float]) -> PriorPointer:
+        """Stores the files of a prior under its content's hash: two coordinators cannot overwrite each other's."""
+        digest = prior.digest()
+        stem = f"priors/{prior.version:08d}-{digest[:16]}"
+        save_prior(self._artifacts, f"{_folder(tenant, study)}/{stem}", prior)
+        self._keep(prior)
+        return PriorPointer(
+            version=prior.version,
+            digest=digest,
+            stem=stem,
+            created_s=self._now_s(),
+            made_by=made_by,
+            metrics={name: float(value) for name, value in metrics.items()},
+        )
+
+    def make_first(self, epoch: int, tenant: str, study: str) -> None:
+        """Gives a study that has none yet version 0 of its prior."""
+        prior = initial_prior(self.config_of(tenant, study))
+        self._store.set_first_prior(epoch, tenant, study, self.save(tenant, study, prior, "", {}))
+
+    def prune(self, epoch: int, tenant: str, study: str, keep_last: int) -> None:
+        """Removes old versions, but none that a job at hand or in the queue starts from."""
+        priors: Sequence[PriorPointer] = self._store.list_priors(tenant, study, 1000, "").items
+        if len(priors) <= keep_last:
+            return
+        needed = self._store.needed_versions(tenant, study)
+        for pointer in priors[keep_last:]:
+            if pointer.version not in needed:
+                self._store.forget_prior(epoch, tenant, study, pointer.version)
+                remove_prior(self._artifacts, f"{_folder(tenant, study)}/{pointer.stem}")
+
+    def _keep(self, prior: Prior) -> None:
+        self._priors[prior.digest()] = prior
+        while len(self._priors) > _KEPT_PRIORS:
+            self._priors.popitem(last=False)
+
+
+def _folder(tenant: str, study: str) -> str:
+    return f"tenants/{tenant}/studies/{study}"

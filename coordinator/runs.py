@@ -1,0 +1,313 @@
+"""The jobs that a coordinator has at hand: the calls that each makes, and what becomes of their outcomes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from logging import Logger
+from typing import Any, Protocol
+
+from common.config import ClusterConfig, StudyConfig
+from common.errors import AdaptationError
+from common.messages import AdaptRequest, AdaptResult, JobRequest, JobResult
+from common.meta.prior import Prior
+from coordinator.jobs import AdaptSpec, Job, MetaTrainSpec
+from coordinator.outer import OuterStep
+from coordinator.pool import Outcome
+from coordinator.priors import StudyPriors
+from coordinator.rounds import Round, architecture_metrics, plan
+from coordinator.store.jobs import JobStore
+from coordinator.store.records import Plan
+from coordinator.study import load_catalogs
+from workers.actor import WorkerStatus
+from workers.data.arrays import ClassArrays
+
+_TASK_ATTEMPTS = ClusterConfig().max_attempts
+
+
+class Desk(Protocol):
+    """What runs need of their dispatcher.
+
+    Attributes:
+        epoch: of the coordinator.
+        store: of jobs.
+        priors: of all studies.
+        background: for what takes long and needs no worker.
+        logger: of the coordinator.
+        now_s: seconds since 1970.
+    """
+
+    epoch: int
+    store: JobStore
+    priors: StudyPriors
+    background: ThreadPoolExecutor
+    logger: Logger
+    now_s: Callable[[], float]
+
+    def submit(self, run: "Run", key: str, request: AdaptRequest | JobRequest, prior: Prior) -> None:
+        """Hands a call of a run to the workers."""
+        ...
+
+    def abandon(self, key: str) -> None:
+        """Takes a call back."""
+        ...
+
+    def owe(self, job: Job, commit: Callable[[], object]) -> None:
+        """Commits now, or as soon as the store answers."""
+        ...
+
+    def forget(self, job: Job) -> None:
+        """The job is no longer at hand."""
+        ...
+
+    def send_back(self, run: "Run", note: str, uses_attempt: bool) -> None:
+        """RUNNING -> QUEUED."""
+        ...
+
+
+class Run(ABC):
+    """A job at hand."""
+
+    config: StudyConfig
+    """Of its study; from `begin` on."""
+
+    def __init__(self, desk: Desk, job: Job) -> None:
+        self.desk = desk
+        self.job = job
+        self.last_progress: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Hands out the first calls."""
+
+    @abstractmethod
+    def take(self, outcome: Outcome) -> None:
+        """Takes what became of a call."""
+
+    @abstractmethod
+    def progress(self, workers: Mapping[str, WorkerStatus]) -> Mapping[str, Any] | None:
+        """How far it is; None where nothing is known."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Stops at the next good moment, and goes back to the queue."""
+
+    def look(self) -> None:  # noqa: B027 most have nothing to look for
+        """Called every turn, for what is not news of a call."""
+
+    @abstractmethod
+    def give_up(self) -> None:
+        """Takes all its calls back."""
+
+
+class AdaptRun(Run):
+    """One call; with `contribute`, its update makes a new version of the prior."""
+
+    def begin(self) -> None:
+        """See `Run`."""
+        spec, job = self.job.spec, self.job
+        assert isinstance(spec, AdaptSpec) and job.base_version is not None
+        self.config = self.desk.priors.config_of(job.tenant, job.study)
+        self.prior = self.desk.priors.load(job.tenant, job.study, job.base_version)
+        inner = self.config.adapt if spec.steps is None else self.config.adapt.model_copy(update={"steps": spec.steps})
+        self.url = self.desk.priors.url_of(job)
+        request = JobRequest(
+            job_id=job.job_id,
+            attempt=job.attempt,
+            choice=spec.choice,
+            file=spec.file,
+            config=self.config,
+            inner=inner,
+            version=job.base_version,
+            derivation=spec.derivation,
+            limits=spec.limits,
+            result_url=self.url,
+            returns_update=spec.contribute,
+        )
+        self.steps = inner.steps
+        if spec.contribute:
+            self.desk.store.open_plan(
+                self.desk.epoch,
+                job.tenant,
+                job.study,
+                Plan(
+                    job_id=job.job_id,
+                    base_version=job.base_version,
+                    task_ids=(job.job_id,),
+                    rule=self.config.outer.rule,
+                ),
+            )
+        self.desk.submit(self, job.job_id, request, self.prior)
+
+    def take(self, outcome: Outcome) -> None:
+        """See `Run`."""
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.lost:
+            self.desk.send_back(self, outcome.lost, uses_attempt=True)
+            return
+        found: JobResult = outcome.result
+        summary = dict(found.summary)
+        result = {
+            "summary": summary,
+            "artifacts": [asdict(artifact) for artifact in found.artifacts],
+            "url": self.url,
+        }
+        desk, job = self.desk, self.job
+        if found.update is None:
+            desk.owe(job, lambda: desk.store.succeed(desk.epoch, job, desk.now_s(), result))
+            desk.forget(job)
+            return
+        outer = OuterStep(self.prior, self.config)
+        rejection = outer.absorb(found.update)
+        if rejection is not None:
+            raise AdaptationError(f"the update cannot enter the prior: {rejection.reason} ({rejection.detail})")
+        following = outer.finish()
+        summary["contributed_version"] = following.version
+        metrics = dict(architecture_metrics(following, self.config))
+        pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics)
+        desk.owe(
+            job,
+            lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), result),
+        )
+        desk.forget(job)
+
+    def progress(self, workers: Mapping[str, WorkerStatus]) -> Mapping[str, Any] | None:
+        """See `Run`."""
+        status = workers.get(self.job.job_id)
+        if status is None:
+            return None
+        found: dict[str, Any] = {"done": status.steps_done, "total": self.steps}
+        if status.interim is not None:
+            found["accuracy"] = status.interim.accuracy
+            found["genotype_json"] = status.interim.genotype.to_json()
+        return found
+
+    def pause(self) -> None:
+        """See `Run`."""
+        self.desk.send_back(self, "paused", uses_attempt=False)
+
+    def give_up(self) -> None:
+        """See `Run`."""
+        self.desk.abandon(self.job.job_id)
+
+
+class TrainRun(Run):
+    """Rounds, one after the other. One that is given up leaves no trace, and is computed again to the same bytes."""
+
+    def __init__(self, desk: Desk, job: Job) -> None:
+        super().__init__(desk, job)
+        self.keys: set[str] = set()
+
+    def begin(self) -> None:
+        """See `Run`."""
+        spec = self.job.spec
+        assert isinstance(spec, MetaTrainSpec)
+        self.config = self.desk.priors.config_of(self.job.tenant, self.job.study)
+        self.target = spec.until_version or self.config.rounds
+        self.pausing = False
+        self.metrics: Mapping[str, float] = {}
+        head = self.desk.store.head(self.job.tenant, self.job.study)
+        self.prior = self.desk.priors.load(self.job.tenant, self.job.study, head.version)
+        self.round: Round | None = None
+        self.started_s = self.desk.now_s()
+        # Images may have to be prepared first, which takes its time.
+        self.catalogs: Future[list[ClassArrays]] = self.desk.background.submit(load_catalogs, self.config)
+        self._next()
+
+    def _next(self) -> None:
+        """Begins the next round, if its images are there and there is one."""
+        job, desk = self.job, self.desk
+        if self.prior.version >= self.target:
+            result = {"summary": {"prior_version": self.prior.version, "prior_sha256": self.prior.digest()}}
+            desk.owe(job, lambda: desk.store.succeed(desk.epoch, job, desk.now_s(), result))
+            desk.forget(job)
+            return
+        if not self.catalogs.done():
+            self.round = None
+            return
+        round_plan = plan(self.prior, self.config, self.catalogs.result())
+        self.requests = {request.task.task_id: request for request in round_plan.requests}
+        desk.store.open_plan(
+            desk.epoch,
+            job.tenant,
+            job.study,
+            Plan(
+                job_id=job.job_id,
+                base_version=self.prior.version,
+                task_ids=tuple(self.requests),
+                rule=self.config.outer.rule,
+            ),
+        )
+        self.round = Round(self.prior, round_plan, self.config)
+        self.attempts = dict.fromkeys(self.requests, 0)
+        self.started_s = desk.now_s()
+        for task_id in self.requests:
+            self._submit(task_id)
+
+    def _submit(self, task_id: str) -> None:
+        key = f"{self.job.job_id}/{task_id}"
+        self.keys.add(key)
+        self.desk.submit(self, key, self.requests[task_id], self.prior)
+
+    def take(self, outcome: Outcome) -> None:
+        """See `Run`."""
+        self.keys.discard(outcome.key)
+        task_id = outcome.key.removeprefix(f"{self.job.job_id}/")
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.lost:
+            self.attempts[task_id] += 1
+            if self.attempts[task_id] >= max(self.config.cluster.max_attempts, _TASK_ATTEMPTS):
+                raise AdaptationError(
+                    f"task {task_id} was started {self.attempts[task_id]} times without a result; the last time "
+                    f"{outcome.lost}"
+                )
+            self._submit(task_id)
+            return
+        assert self.round is not None
+        result: AdaptResult = outcome.result
+        rejection = self.round.absorb(result)
+        if rejection is not None:
+            self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
+        if self.round.is_complete:
+            self._finish_round()
+
+    def _finish_round(self) -> None:
+        assert self.round is not None
+        job, desk = self.job, self.desk
+        following, metrics = self.round.finish()
+        metrics["round_seconds"] = desk.now_s() - self.started_s
+        pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics)
+        # An outage here sends the job back to the queue; whoever runs it then finds version + 1, or makes it again.
+        desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s())
+        self.prior, self.metrics, self.round = following, metrics, None
+        desk.logger.info(
+            "job %s: version %d of %d, loss %.3f", job.name, following.version, self.target, metrics["train_loss_last"]
+        )
+        desk.priors.prune(desk.epoch, job.tenant, job.study, self.config.checkpoint.keep_last)
+        if self.pausing and following.version < self.target:
+            desk.send_back(self, "paused", uses_attempt=False)
+            return
+        self._next()
+
+    def look(self) -> None:
+        """See `Run`."""
+        if self.round is None and self.catalogs.done():
+            self._next()
+
+    def progress(self, workers: Mapping[str, WorkerStatus]) -> Mapping[str, Any] | None:
+        """See `Run`."""
+        return {"done": self.prior.version, "total": self.target, "metrics": dict(self.metrics)}
+
+    def pause(self) -> None:
+        """See `Run`."""
+        self.pausing = True
+        if self.round is None:
+            self.desk.send_back(self, "paused", uses_attempt=False)
+
+    def give_up(self) -> None:
+        """See `Run`."""
+        for key in self.keys:
+            self.desk.abandon(key)
+        self.keys.clear()
