@@ -28,7 +28,7 @@ class GroupCommitter:
         name: of the ledger, for errors.
     """
 
-    def __init__(self, carry: Carry, announce: Callable[[set[str | None]], None], name: str) -> None:
+    def __init__(self, carry: Carry, announce: Callable[[Sequence[str | None]], None], name: str) -> None:
         self._carry = carry
         self._announce = announce
         self._name = name
@@ -98,6 +98,6 @@ class GroupCommitter:
         changed = [one for one, outcome in zip(together, outcomes, strict=True) if outcome is None and one.changes]
         if changed:
             try:
-                self._announce({one.topic for one in changed})
+                self._announce(list(dict.fromkeys(one.topic for one in changed)))
             except Exception:
                 _logger.exception("news of changes in the job store %s were lost", self._name)

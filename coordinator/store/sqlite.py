@@ -250,13 +250,12 @@ class _Bells:
 
         return end
 
-    def ring(self, topics: set[str | None]) -> None:
+    def ring(self, topics: Sequence[str | None]) -> None:
         """Tells everyone, this process included."""
         for topic in topics:
             self._heard(topic)
         messages = [] if None not in topics else [b""]
-        for topic in sorted(topic for topic in topics if topic is not None):
-            text = topic.encode()
+        for text in (topic.encode() for topic in topics if topic is not None):
             if messages and messages[-1] and len(messages[-1]) + 1 + len(text) <= _MAX_BELL_BYTES:
                 messages[-1] += b"\n" + text
             else:
