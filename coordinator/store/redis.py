@@ -1,4 +1,4 @@
-"""A ledger in Redis: one Lua script does every change. Meant for a Redis with an append-only file.
+"""A ledger in Redis: one Lua script does every change, a group of commits per call. Meant for an append-only file.
 
 Three keys under one hash tag (so that they share a node of a cluster): `{metasearch}:records` (hash, `revision:json`),
 `{metasearch}:index` (sorted set of the keys, all with score 0, which Redis keeps in lexical order) and
@@ -23,36 +23,39 @@ from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transacti
 
 _COMMIT = """
 local records, index, counters, channel = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-local request = cjson.decode(ARGV[2])
 local function revision(key)
   local stored = redis.call('HGET', records, key)
   if not stored then return 0 end
   return tonumber(string.match(stored, '^%d+'))
 end
-for i, expect in ipairs(request.expects) do
-  if revision(expect[1]) ~= expect[2] then return {1, i} end
-end
-for i, add in ipairs(request.adds) do
-  if add[3] then
-    local value = tonumber(redis.call('HGET', counters, add[1]) or '0')
-    if value + add[2] > add[3] then return {2, i} end
+local function commit(request)
+  for i, expect in ipairs(request.expects) do
+    if revision(expect[1]) ~= expect[2] then return {1, i} end
   end
-end
-for _, change in ipairs(request.changes) do
-  local key, record = change[1], change[2]
-  if record then
-    redis.call('HSET', records, key, string.format('%d', revision(key) + 1) .. ':' .. record)
-    redis.call('ZADD', index, 0, key)
-  else
-    redis.call('HDEL', records, key)
-    redis.call('ZREM', index, key)
+  for i, add in ipairs(request.adds) do
+    if add[3] then
+      local value = tonumber(redis.call('HGET', counters, add[1]) or '0')
+      if value + add[2] > add[3] then return {2, i} end
+    end
   end
+  for _, change in ipairs(request.changes) do
+    local key, record = change[1], change[2]
+    if record then
+      redis.call('HSET', records, key, string.format('%d', revision(key) + 1) .. ':' .. record)
+      redis.call('ZADD', index, 0, key)
+    else
+      redis.call('HDEL', records, key)
+      redis.call('ZREM', index, key)
+    end
+  end
+  for _, add in ipairs(request.adds) do redis.call('HINCRBY', counters, add[1], add[2]) end
+  if #request.changes > 0 then redis.call('PUBLISH', channel, request.topic) end
+  return {0, 0}
 end
-for _, add in ipairs(request.adds) do redis.call('HINCRBY', counters, add[1], add[2]) end
-if #request.changes > 0 then redis.call('PUBLISH', channel, request.topic) end
-return {0, 0}
+local answers = {}
+for i, request in ipairs(cjson.decode(ARGV[2])) do answers[i] = commit(request) end
+return answers
 """
-
 # One round trip, one moment.
 _SCAN = """
 local keys
@@ -195,28 +198,11 @@ class RedisLedger:
                 _logger.exception("a listener to the job store failed")
 
     def _carry(self, transactions: Sequence[Transaction]) -> list[Expect | Add | None]:
-        """One round trip for all, and one write to the append-only file; each script happens or not on its own."""
+        """One call of the script for all; each of ours happens or not on its own."""
+        requests = json.dumps([_request(transaction) for transaction in transactions])
         with self._answering():
-            answers: list[Any] = []
-            if len(transactions) == 1:
-                answers.append(self._commit(self._keys, self._arguments(transactions[0])))
-            else:
-                with self._client.pipeline(transaction=False) as pipeline:
-                    for transaction in transactions:
-                        self._commit(self._keys, self._arguments(transaction), client=pipeline)
-                    answers = pipeline.execute()
+            answers: list[Any] = self._commit(self._keys, [self._channel, requests])
         return [_failed(transaction, *answer) for transaction, answer in zip(transactions, answers, strict=True)]
-
-    def _arguments(self, transaction: Transaction) -> list[str]:
-        request = {
-            "expects": [[expect.key, expect.revision] for expect in transaction.expects],
-            "changes": [_change(change) for change in transaction.changes],
-            "topic": transaction.topic or "",
-            "adds": [
-                [add.counter, add.amount, False if add.at_most is None else add.at_most] for add in transaction.adds
-            ],
-        }
-        return [self._channel, json.dumps(request)]
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -229,6 +215,16 @@ class RedisLedger:
             raise UnavailableError(
                 f"the job store {self._where} does not answer: {reason}; is Redis running?"
             ) from error
+
+
+def _request(transaction: Transaction) -> dict[str, object]:
+    """A transaction as the script reads it."""
+    return {
+        "expects": [[expect.key, expect.revision] for expect in transaction.expects],
+        "changes": [_change(change) for change in transaction.changes],
+        "topic": transaction.topic or "",
+        "adds": [[add.counter, add.amount, False if add.at_most is None else add.at_most] for add in transaction.adds],
+    }
 
 
 def _failed(transaction: Transaction, kind: int, position: int) -> Expect | Add | None:
