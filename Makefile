@@ -15,7 +15,7 @@ MIN_COVERAGE_PERCENT := 90
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt proto bench data redis clean
+.PHONY: help demo test check fmt proto bench sanitize data redis clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(INSTALLED) data redis ## Run every script of tests/benchmarks, one afte
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
 
+sanitize: $(INSTALLED) ## Run the native cell's tests on a build with ASan and UBSan
+	$(BIN)/python tests/sanitize.py
+
 data: # The real Fashion-MNIST. A missing data set skips tests, it fails nothing.
 	@[ -d $(FASHION_MNIST) ] || { \
 	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) dataset-fashion-mnist; else false; fi \
@@ -61,9 +64,14 @@ redis: # A real Redis for the job store's tests and benchmarks, which start thei
 clean: ## Remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \
 	    .import_linter_cache .hypothesis .benchmarks
+	rm -f common/nn/native/*.so
 	find common workers coordinator tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml $(BIN)/pip
+# Without a C++ compiler PyTorch computes the cells.
+$(INSTALLED): pyproject.toml $(wildcard common/nn/native/*.cpp common/nn/native/*.h) $(BIN)/pip
+	@command -v c++ >/dev/null || { \
+	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) g++; else false; fi \
+	} || echo 'Without a C++ compiler cells are computed by PyTorch, several times slower; to have one: apt-get install g++ (as root)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 

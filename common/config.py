@@ -82,6 +82,9 @@ class NetworkConfig(Frozen):
     heads: Mapping[int, int] = {32: 2, 64: 2, 224: 8}
     """Stride of the head of each image size in pixels; a power of two. Heads are not shared between sizes."""
 
+    engine: Literal["auto", "native", "pytorch"] = "auto"
+    """What computes cells on a CPU: the native cell where it was built (`auto`), only that, or only PyTorch."""
+
     @field_validator("cells")
     @classmethod
     def _not_empty(cls, cells: tuple[str, ...]) -> tuple[str, ...]:

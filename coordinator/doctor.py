@@ -13,6 +13,7 @@ import matplotlib
 import torch
 
 from common.errors import MetaSearchError
+from common.nn.native.library import find
 from common.storage import ArtifactFolder
 from coordinator.cluster import connect, disconnect
 from workers.data.glyphs import FACES
@@ -51,6 +52,7 @@ def examine(run: Path, cache: Path, address: str | None) -> list[Finding]:
     checks: Sequence[Callable[[], Finding]] = (
         _packages,
         _devices,
+        _cells,
         _memory,
         _shared_memory,
         lambda: _folder("artifact store", run, "--run"),
@@ -79,6 +81,13 @@ def _devices() -> Finding:
         cards = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         return Finding("devices", f"{cards}; {cores} CPU cores")
     return Finding("devices", f"no CUDA device; {cores} CPU cores, one single-threaded worker on each")
+
+
+def _cells() -> Finding:
+    library, problem = find()
+    if library is not None:
+        return Finding("supernet cells", f"computed by the native cell ({library.variant})")
+    return Finding("supernet cells", "computed by PyTorch, several times slower on a CPU", problem)
 
 
 def _memory() -> Finding:

@@ -2,14 +2,19 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from common.nn.native.fused import FusedCell
+from common.nn.native.library import CellShape, Library
 from common.nn.ops import ReLUConvBN, ReLUReduceBN, batch_norm, learned_op
 from common.space.primitives import AVG_POOL, MAX_POOL, NONE, SKIP
 from common.space.topology import NUM_CELL_INPUTS, Topology
+
+FUSED_TYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Cell(nn.Module):
         channels: channels of every node of this cell.
         stride: of the edges that start in the cell's inputs; 2 halves height and width.
         input0_is_larger: the first input has twice this cell's height and width and is reduced on the way in.
+        library: computes the ops of maps on the CPU; None leaves them to PyTorch.
     """
 
     def __init__(
@@ -49,11 +55,14 @@ class Cell(nn.Module):
         channels: int,
         stride: int,
         input0_is_larger: bool,
+        library: Library | None = None,
     ) -> None:
         super().__init__()
         self.topology = topology
         self.primitives = primitives
+        self.channels = channels
         self.stride = stride
+        self.library = library
         fit0 = ReLUReduceBN if input0_is_larger else ReLUConvBN
         self.preprocess = nn.ModuleList([fit0(channels_before[0], channels), ReLUConvBN(channels_before[1], channels)])
         self.edges = nn.ModuleList()
@@ -68,10 +77,10 @@ class Cell(nn.Module):
         mixture: Mixture,
     ) -> Float[Tensor, "batch channels height width"]:
         """The joined nodes, num_nodes * channels maps, at the size of `input1` divided by the cell's stride."""
-        sources = [
-            _Source(self.preprocess[0](input0), self._stride_from(0)),
-            _Source(self.preprocess[1](input1), self._stride_from(1)),
-        ]
+        inputs = self.preprocess[0](input0), self.preprocess[1](input1)
+        if self.library is not None and inputs[0].device.type == "cpu" and inputs[0].dtype in FUSED_TYPES:
+            return self._fused(self.library, inputs, mixture)
+        sources = [_Source(maps, self._stride_from(source)) for source, maps in enumerate(inputs)]
         weights = mixture.weights
         everything = tuple(range(len(self.primitives)))
         for node in range(self.topology.num_nodes):
@@ -84,6 +93,22 @@ class Cell(nn.Module):
                         total = term if total is None else total + term
             sources.append(_Source(sources[0].zeros() if total is None else total, 1))
         return torch.cat([source.maps for source in sources[NUM_CELL_INPUTS:]], dim=1)
+
+    def _fused(self, library: Library, inputs: tuple[Tensor, Tensor], mixture: Mixture) -> Tensor:
+        active = mixture.active
+        computed = np.ones((self.topology.num_edges, len(self.primitives)), np.uint8)
+        weights: list[Tensor | None] = []
+        for edge, ops in enumerate(self.edges):
+            assert isinstance(ops, nn.ModuleDict)
+            if active is not None:
+                computed[edge] = 0
+                computed[edge, list(active[edge])] = 1
+            for column, primitive in enumerate(self.primitives):
+                if primitive in ops:
+                    weights += [weight if computed[edge, column] else None for weight in ops[primitive].parameters()]
+        shape = CellShape(self.primitives, self.topology.num_nodes, self.channels, self.stride, computed)
+        output: Tensor = FusedCell.apply(library, shape, *inputs, mixture.weights, *weights)
+        return output
 
     def _term(self, source: "_Source", edge: int, primitive: str, weight: Tensor) -> Tensor | None:
         """weight * BatchNorm(op(source)), or None for an op that contributes nothing."""

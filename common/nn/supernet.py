@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.config import NetworkConfig, SpaceConfig
 from common.errors import InvalidInputError
 from common.nn.cell import Cell, Mixture
+from common.nn.native.library import choose
 from common.nn.ops import batch_norm
 
 
@@ -63,6 +64,7 @@ class Supernet(nn.Module):
                 for size, stride in sorted(network.heads.items())
             }
         )
+        library = choose(network.engine)
         self.cells = nn.ModuleList()
         channels = network.channels
         before = (3 * channels, 3 * channels)
@@ -70,7 +72,7 @@ class Supernet(nn.Module):
         for kind in network.cells:
             stride = space.cell_kinds[kind]
             channels *= stride
-            self.cells.append(Cell(space.topology, space.ops, before, channels, stride, input0_is_larger))
+            self.cells.append(Cell(space.topology, space.ops, before, channels, stride, input0_is_larger, library))
             before = (before[1], space.num_nodes * channels)
             input0_is_larger = stride == 2
         self.num_features = before[1]

@@ -1,5 +1,6 @@
 """The supernet against a naive one that computes every op of every edge by itself: outputs and all gradients."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from common.config import NetworkConfig, SpaceConfig
 from common.errors import InvalidInputError
 from common.nn.cell import Mixture
+from common.nn.native.library import find
 from common.nn.supernet import Supernet
 from common.space.primitives import PRIMITIVES, PROFILES
 
@@ -36,6 +38,17 @@ class Case:
     image_channels: int = 3
     style: str = "soft"
     seed: int = 0
+
+
+@pytest.fixture(scope="module", autouse=True, params=["native", "pytorch"])
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything holds for the native cell and for PyTorch's."""
+    library, problem = find()
+    if request.param == "native" and library is None:
+        pytest.skip(problem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.nn.supernet.choose", lambda engine: library if request.param == "native" else None)
+        yield request.param
 
 
 def small(
@@ -264,10 +277,16 @@ def test_random_hard_mixtures_are_exact(case):
 
 
 @pytest.mark.parametrize("style", ["soft", "one_per_edge"])
-def test_second_derivatives_are_exact(style):
+def test_second_derivatives_are_exact(style, engine):
     # Few-shot adaptation differentiates through its inner steps.
     case = Case(SpaceConfig(num_nodes=2), small(), 16, 8, 8, style=style)
     results = []
+    if engine == "native":
+        network, _ = build_pair(case)
+        loss = network(draw_images(case), draw_mixtures(case), 16).square().sum()
+        with pytest.raises(InvalidInputError, match="network.engine must be pytorch"):
+            torch.autograd.grad(loss, list(network.parameters()), create_graph=True, allow_unused=True)
+        return
     for network in build_pair(case):
         mixtures = draw_mixtures(case)
         inputs = [*network.parameters(), *(mixture.weights for mixture in mixtures.values())]

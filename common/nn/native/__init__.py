@@ -1,0 +1,1 @@
+"""The native cell: the supernet's cell in C++, see README.md."""

@@ -1,0 +1,94 @@
+// Buffers that go back to a pool: fresh memory costs several times a copy, as the system clears it page by page.
+#pragma once
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <new>
+#include <utility>
+
+namespace metasearch {
+
+class Pool {
+   public:
+    static Pool& shared() {
+        static Pool* pool = new Pool();  // outlives whatever still holds buffers when the process ends
+        return *pool;
+    }
+    void* take(size_t bytes) {
+        {
+            const std::lock_guard<std::mutex> guard(lock_);
+            const auto found = free_.lower_bound(bytes);
+            if (found != free_.end() && found->first <= bytes + bytes / 4) {
+                void* data = found->second;
+                held_ -= found->first;
+                sizes_[data] = found->first;
+                free_.erase(found);
+                return data;
+            }
+        }
+        void* data = std::aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+        if (data == nullptr) {
+            clear();
+            data = std::aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+            if (data == nullptr) throw std::bad_alloc();
+        }
+        const std::lock_guard<std::mutex> guard(lock_);
+        sizes_[data] = bytes;
+        return data;
+    }
+    void give(void* data) {
+        const std::lock_guard<std::mutex> guard(lock_);
+        const auto found = sizes_.find(data);
+        free_.emplace(found->second, data);
+        held_ += found->second;
+        sizes_.erase(found);
+    }
+    // Returns what is free to the system.
+    void clear() {
+        const std::lock_guard<std::mutex> guard(lock_);
+        for (const auto& entry : free_) std::free(entry.second);
+        free_.clear();
+        held_ = 0;
+    }
+    size_t held() {
+        const std::lock_guard<std::mutex> guard(lock_);
+        return held_;
+    }
+
+   private:
+    static constexpr size_t ALIGNMENT = 64;
+    std::mutex lock_;
+    std::multimap<size_t, void*> free_;
+    std::map<void*, size_t> sizes_;
+    size_t held_ = 0;
+};
+
+// An array of numbers, uninitialised.
+template <class Real>
+class Buffer {
+   public:
+    Buffer() = default;
+    explicit Buffer(size_t size) : data_(static_cast<Real*>(Pool::shared().take((size ? size : 1) * sizeof(Real)))), size_(size) {}
+    Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    Buffer& operator=(Buffer&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(size_, other.size_);
+        return *this;
+    }
+    ~Buffer() {
+        if (data_ != nullptr) Pool::shared().give(data_);
+    }
+    Real* data() { return data_; }
+    const Real* data() const { return data_; }
+    size_t size() const { return size_; }
+    void zero() {
+        for (size_t i = 0; i < size_; ++i) data_[i] = 0;
+    }
+
+   private:
+    Real* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+}  // namespace metasearch
