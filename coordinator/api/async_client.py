@@ -11,7 +11,6 @@ from grpc import aio
 
 from common.errors import InvalidInputError, NotFoundError
 from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.errors import from_rpc_error
 from coordinator.api.requests import adapt_spec, job_request, study_request
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
@@ -147,11 +146,9 @@ class AsyncSearchClient(Connection):
                     if response.job.state in TERMINAL_STATES:
                         return
             except aio.AioRpcError as error:
-                failure = from_rpc_error(error)
-                if error.code() not in BROKEN:
-                    raise failure from None
-                patience.check(failure)
-            await asyncio.sleep(patience.wait_s())
+                await asyncio.sleep(patience.bear(error, BROKEN))
+            else:  # it ended all the same, as a gateway that stops does
+                await asyncio.sleep(patience.wait_s())
 
     async def wait(self, name: str) -> pb.Job:
         """See `SearchClient.wait`."""
@@ -185,11 +182,7 @@ class AsyncSearchClient(Connection):
                     uploaded = await self._stub.UploadDataset(upload_parts(file, header), metadata=self._metadata)
                     return uploaded.dataset  # type: ignore[no-any-return]
                 except aio.AioRpcError as error:
-                    failure = from_rpc_error(error)
-                    if error.code() not in BROKEN:
-                        raise failure from None
-                    patience.check(failure)
-                await asyncio.sleep(patience.wait_s())
+                    await asyncio.sleep(patience.bear(error, BROKEN))
 
     async def list_datasets(self) -> AsyncIterator[pb.Dataset]:
         """See `SearchClient.list_datasets`."""
@@ -213,11 +206,7 @@ class AsyncSearchClient(Connection):
                         patience.renew()
                         part.add(response.chunk)
                 except aio.AioRpcError as error:
-                    failure = from_rpc_error(error)
-                    if error.code() not in BROKEN:
-                        raise failure from None
-                    patience.check(failure)
-                    await asyncio.sleep(patience.wait_s())
+                    await asyncio.sleep(patience.bear(error, BROKEN))
         return target
 
     async def _pages(self, method: str, request: Any) -> AsyncIterator[Any]:
@@ -234,8 +223,4 @@ class AsyncSearchClient(Connection):
             try:
                 return await getattr(self._stub, method)(request, timeout=self._timeout_s, metadata=self._metadata)
             except aio.AioRpcError as error:
-                failure = from_rpc_error(error)
-                if error.code() not in UNANSWERED:
-                    raise failure from None
-                patience.check(failure)
-            await asyncio.sleep(patience.wait_s())
+                await asyncio.sleep(patience.bear(error, UNANSWERED))

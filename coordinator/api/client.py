@@ -25,7 +25,6 @@ from google.protobuf.message import Message
 from common.errors import InvalidInputError, NotFoundError
 from coordinator.api.async_client import AsyncSearchClient
 from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.errors import from_rpc_error
 from coordinator.api.requests import adapt_spec, job_request, study_request
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
@@ -189,11 +188,9 @@ class SearchClient(Connection):
                     if response.job.state in TERMINAL_STATES:
                         return
             except grpc.RpcError as error:
-                failure = from_rpc_error(error)
-                if error.code() not in BROKEN:
-                    raise failure from None
-                patience.check(failure)
-            time.sleep(patience.wait_s())
+                time.sleep(patience.bear(error, BROKEN))
+            else:  # it ended all the same, as a gateway that stops does
+                time.sleep(patience.wait_s())
 
     def wait(self, name: str) -> pb.Job:
         """Waits until the job has ended."""
@@ -230,11 +227,7 @@ class SearchClient(Connection):
                     uploaded = self._stub.UploadDataset(upload_parts(file, header), metadata=self._metadata)
                     return uploaded.dataset  # type: ignore[no-any-return]
                 except grpc.RpcError as error:
-                    failure = from_rpc_error(error)
-                    if error.code() not in BROKEN:
-                        raise failure from None
-                    patience.check(failure)
-                time.sleep(patience.wait_s())
+                    time.sleep(patience.bear(error, BROKEN))
 
     def list_datasets(self) -> Iterator[pb.Dataset]:
         """All uploaded files."""
@@ -264,11 +257,7 @@ class SearchClient(Connection):
                         patience.renew()
                         part.add(response.chunk)
                 except grpc.RpcError as error:
-                    failure = from_rpc_error(error)
-                    if error.code() not in BROKEN:
-                        raise failure from None
-                    patience.check(failure)
-                    time.sleep(patience.wait_s())
+                    time.sleep(patience.bear(error, BROKEN))
         return target
 
     def _source(self, data: str | Path | pb.DataSource) -> pb.DataSource:
@@ -289,8 +278,4 @@ class SearchClient(Connection):
             try:
                 return getattr(self._stub, method)(request, timeout=self._timeout_s, metadata=self._metadata)
             except grpc.RpcError as error:
-                failure = from_rpc_error(error)
-                if error.code() not in UNANSWERED:
-                    raise failure from None
-                patience.check(failure)
-            time.sleep(patience.wait_s())
+                time.sleep(patience.bear(error, UNANSWERED))

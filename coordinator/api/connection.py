@@ -4,12 +4,14 @@ import json
 import os
 import random
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from common.errors import MetaSearchError, NotFoundError
+from common.errors import NotFoundError
+from coordinator.api.errors import from_rpc_error
 from coordinator.api.stubs import search_pb2 as pb
 
 ADDRESS_VARIABLE = "METASEARCH_ADDRESS"
@@ -125,10 +127,15 @@ class Patience:
         self._until_s = time.monotonic() + self._patience_s
         self._next_s = 0.05
 
-    def check(self, failure: MetaSearchError) -> None:
-        """Raises `failure` once the patience is over."""
-        if time.monotonic() >= self._until_s:
-            raise failure
+    def bear(self, error: grpc.RpcError, codes: Collection[grpc.StatusCode]) -> float:
+        """What `wait_s` says, after an error.
+
+        Raises:
+            MetaSearchError: the error of the call, where its code is none of `codes` or the patience is over.
+        """
+        if error.code() not in codes or time.monotonic() >= self._until_s:
+            raise from_rpc_error(error) from None
+        return self.wait_s()
 
     def wait_s(self) -> float:
         """Seconds to wait before the next try."""

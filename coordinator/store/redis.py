@@ -7,7 +7,6 @@ Three keys under one hash tag (so that they share a node of a cluster): `{metase
 
 import contextlib
 import json
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -20,6 +19,7 @@ from redis.retry import Retry
 from common.errors import UnavailableError
 from coordinator.store.group import GroupCommitter
 from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
+from coordinator.store.listeners import Listeners
 
 _COMMIT = """
 local records, index, counters, channel = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
@@ -76,8 +76,6 @@ _RECONNECT_S = 0.5
 _LISTEN_S = 0.2  # also how long `close` may take
 _MAX_CONNECTIONS = 10_000  # the client's own default, 100, fails the 101st thread
 
-_logger = logging.getLogger(__name__)
-
 
 class RedisLedger:
     """See `coordinator.store.ledger.Ledger`.
@@ -108,8 +106,7 @@ class RedisLedger:
         self._channel = prefix + "changed"
         self._commit = self._client.register_script(_COMMIT)
         self._scan = self._client.register_script(_SCAN)
-        self._lock = threading.Lock()
-        self._listeners: dict[object, Callable[[str | None], None]] = {}
+        self._listeners = Listeners()
         self._closed = threading.Event()
         try:
             self.ping()
@@ -152,15 +149,7 @@ class RedisLedger:
 
     def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
         """See `Ledger.subscribe`."""
-        token = object()
-        with self._lock:
-            self._listeners[token] = listener
-
-        def end() -> None:
-            with self._lock:
-                self._listeners.pop(token, None)
-
-        return end
+        return self._listeners.subscribe(listener)
 
     def ping(self) -> None:
         """See `Ledger.ping`."""
@@ -184,18 +173,10 @@ class RedisLedger:
                     while not self._closed.is_set():
                         message = subscription.get_message(timeout=_LISTEN_S)
                         if message is not None:
-                            self._heard(message["data"].decode() or None if message["type"] == "message" else None)
+                            is_news = message["type"] == "message"
+                            self._listeners.tell((message["data"].decode() or None) if is_news else None)
             except redis.RedisError:
                 self._closed.wait(_RECONNECT_S)
-
-    def _heard(self, topic: str | None) -> None:
-        with self._lock:
-            listeners = list(self._listeners.values())
-        for listener in listeners:
-            try:
-                listener(topic)
-            except Exception:
-                _logger.exception("a listener to the job store failed")
 
     def _carry(self, transactions: Sequence[Transaction]) -> list[Expect | Add | None]:
         """One call of the script for all; each of ours happens or not on its own."""

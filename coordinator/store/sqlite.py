@@ -6,7 +6,6 @@ told of changes by a datagram to their bell, a Unix socket in `<file>.bells/`; a
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import sqlite3
@@ -19,6 +18,7 @@ from pathlib import Path
 from common.errors import UnavailableError
 from coordinator.store.group import GroupCommitter
 from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
+from coordinator.store.listeners import Listeners
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records
@@ -32,7 +32,6 @@ _RETRY_S = 0.01
 _MAX_BELL_BYTES = 4096
 
 _json = json.JSONEncoder(separators=(",", ":")).encode
-_logger = logging.getLogger(__name__)
 
 
 class SqliteLedger:
@@ -104,7 +103,7 @@ class SqliteLedger:
 
     def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
         """See `Ledger.subscribe`."""
-        return self._bells.subscribe(listener)
+        return self._bells.listeners.subscribe(listener)
 
     def ping(self) -> None:
         """See `Ledger.ping`."""
@@ -220,8 +219,7 @@ class _Bells:
     """Wakes the waiting threads of all processes that have the file open."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._listeners: dict[object, Callable[[str | None], None]] = {}
+        self.listeners = Listeners()
         self._folder = path.with_name(path.name + ".bells")
         self._own = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -238,22 +236,10 @@ class _Bells:
         self._thread = threading.Thread(target=self._listen, name="sqlite-bell", daemon=True)
         self._thread.start()
 
-    def subscribe(self, listener: Callable[[str | None], None]) -> Callable[[], None]:
-        """See `Ledger.subscribe`."""
-        token = object()
-        with self._lock:
-            self._listeners[token] = listener
-
-        def end() -> None:
-            with self._lock:
-                self._listeners.pop(token, None)
-
-        return end
-
     def ring(self, topics: Sequence[str | None]) -> None:
         """Tells everyone, this process included."""
         for topic in topics:
-            self._heard(topic)
+            self.listeners.tell(topic)
         messages = [] if None not in topics else [b""]
         for text in (topic.encode() for topic in topics if topic is not None):
             if messages and messages[-1] and len(messages[-1]) + 1 + len(text) <= _MAX_BELL_BYTES:
@@ -291,7 +277,7 @@ class _Bells:
         while not self._closed:
             if time.monotonic() - looked_s > _LOOK_S:  # a lost message matters where there is never silence, too
                 looked_s = time.monotonic()
-                self._heard(None)
+                self.listeners.tell(None)
             message = b""  # silence: something may have been lost
             if self._reachable:
                 with contextlib.suppress(TimeoutError):
@@ -299,13 +285,4 @@ class _Bells:
             else:
                 threading.Event().wait(_POLL_S)
             for topic in message.decode().split("\n"):
-                self._heard(topic or None)
-
-    def _heard(self, topic: str | None) -> None:
-        with self._lock:
-            listeners = list(self._listeners.values())
-        for listener in listeners:
-            try:
-                listener(topic)
-            except Exception:
-                _logger.exception("a listener to the job store failed")
+                self.listeners.tell(topic or None)
