@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
@@ -13,6 +14,7 @@ from common.errors import AdaptationError, MetaSearchError, UnavailableError
 
 NAMESPACE = "metasearch"
 _CONNECT_TIMEOUT_S = 5.0
+_STARTUP_TIMEOUT = "timed out during startup"
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,7 @@ def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
         _check_answers(address)
     try:
         if address is None:
-            context = ray.init(
-                address="local",
-                namespace=NAMESPACE,
-                include_dashboard=include_dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            context = _start_local(include_dashboard)
         else:
             context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -64,6 +60,26 @@ def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
         needs_token=os.environ.get("RAY_AUTH_MODE") == "token",
         is_local=address is None,
     )
+
+
+def _start_local(include_dashboard: bool) -> Any:
+    """Starts a cluster. On a machine that is busy Ray gives up on its own processes after 30 s: then once more."""
+    for last in (False, True):
+        try:
+            return ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                include_dashboard=include_dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:
+            if _STARTUP_TIMEOUT not in str(error):  # it has no class of its own
+                raise
+            ray.shutdown()
+            if last:
+                raise UnavailableError("a local Ray did not come up in a minute; is the machine overloaded?") from None
+    raise AssertionError("unreachable")
 
 
 def disconnect() -> None:

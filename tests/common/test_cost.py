@@ -57,7 +57,8 @@ def drawn(space: SpaceConfig, seed: int) -> Genotype:
 
 def counted_cost(genotype: Genotype, space: SpaceConfig, network: NetworkConfig, image_size: int) -> Cost:
     """What the modules of the real supernet do when it computes only the genotype's ops."""
-    supernet = build_supernet(space, network, seed=0)
+    # Modules are called one by one; the native cell calls none.
+    supernet = build_supernet(space, network.model_copy(update={"engine": "pytorch"}), seed=0)
     classifier = nn.Linear(supernet.num_features, NUM_CLASSES)
     weights: dict[nn.Module, int] = {}
     macs: list[int] = []

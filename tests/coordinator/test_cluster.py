@@ -63,3 +63,25 @@ def test_errors_of_ours_come_back_from_an_actor_as_themselves_others_as_adaptati
             ray.get(fails.remote(ours))
         cause = cause_of(caught.value)
         assert type(cause) is expected and words in str(cause)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_local_cluster_that_is_slow_to_start_gets_a_second_try(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def init(**options: object) -> object:
+        calls.append(options)
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+        return object()
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if failures == 1:
+        assert connect(None).is_local
+    else:
+        with pytest.raises(UnavailableError, match="overloaded"):
+            connect(None)
+    assert len(calls) == 2

@@ -40,9 +40,7 @@ def test_demo_leaves_results_that_agree_with_its_tables(tmp_path: Path) -> None:
     again = metasearch("demo", "--run", str(run), *(part for setting in TINY for part in ("--set", setting)))
     assert again.returncode == 0, again.stderr
     assert "trained already" in again.stderr
-    assert json.loads((run / "result.json").read_text())["panels"] == result["panels"], (
-        "nothing in it is left to chance"
-    )
+    assert json.loads((run / "result.json").read_text())["panels"] == result["panels"], "finished jobs are found again"
     for name in ("curves.png", "cells.png"):
         with Image.open(run / name) as image:
             assert image.width > 600 and image.height > 200
