@@ -25,7 +25,7 @@ demo: $(INSTALLED) ## Meta-learn a small prior, adapt it to unseen tasks, draw t
 	$(BIN)/metasearch demo $(ARGS)
 
 test: $(INSTALLED) data redis ## Run the tests; without ARGS also hold the coverage of the pure modules
-	$(BIN)/pytest $(if $(ARGS),$(ARGS),--cov --cov-report=)
+	$(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadgroup --cov --cov-report=)
 	$(if $(ARGS),@true,$(BIN)/coverage report --include='$(PURE)' --fail-under=$(MIN_COVERAGE_PERCENT))
 
 check: $(INSTALLED) ## Check format, lint, types and the direction of imports

@@ -8,6 +8,17 @@ import pytest
 from workers.data.cache import CACHE_VARIABLE
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On two cores: tests of a file share what it sets up, and no two Ray clusters start beside each other."""
+
+    def uses_ray(item: pytest.Item) -> bool:
+        return item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
+
+    items.sort(key=uses_ray, reverse=True)  # they take longest
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray(item) else item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shared_image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Images are prepared once per test run, never in the user's cache."""

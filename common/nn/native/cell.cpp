@@ -7,6 +7,9 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "memory.h"
 #include "stages.h"
@@ -886,6 +889,13 @@ extern "C" {
 INTERFACE(float32, float)
 INTERFACE(float64, double)
 #undef INTERFACE
+// Memory that torch frees stays with the process: maps of every step would otherwise be fresh pages, each cleared first.
+void metasearch_keep_memory() {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc allows
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+}
 void metasearch_clear() { metasearch::Pool::shared().clear(); }
 size_t metasearch_held_bytes() { return metasearch::Pool::shared().held(); }
 }

@@ -101,6 +101,10 @@ class Library:
         """Memory that waits in the pool to be used again."""
         return int(self._functions.metasearch_held_bytes())
 
+    def keep_memory(self) -> None:
+        """From now on keeps what this process frees, up to 1 GiB, for its next step."""
+        self._functions.metasearch_keep_memory()
+
     def clear(self) -> None:
         """Gives the memory of the pool back to the system."""
         self._functions.metasearch_clear()
@@ -236,7 +240,8 @@ def find() -> tuple[Library | None, str]:
         if needed <= features and path.exists():
             try:
                 library = Library(path)
-            except (OSError, AttributeError) as error:
+                library.keep_memory()
+            except (OSError, AttributeError) as error:  # of another processor or version
                 problem = f"the native cell cannot be loaded ({error}); install the package again"
                 break
             _logger.info("cells are computed natively (%s)", variant)
