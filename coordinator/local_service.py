@@ -147,7 +147,8 @@ class LocalService:
             if select.select([child.stdout], [], [], 0.2)[0]:
                 block = os.read(child.stdout.fileno(), 4096)
                 text += block
-                for line in text.decode(errors="replace").splitlines():
+                # Whole lines only: whoever closes the pipe in the middle of one ends its writer.
+                for line in text.decode(errors="replace").split("\n")[:-1]:
                     if line.startswith(READY):
                         return int(json.loads(line.removeprefix(READY))["port"])
                 if not block:

@@ -1,6 +1,7 @@
 """The commands that run the service."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +54,8 @@ def serve(
 
     def ready(port: int) -> None:
         host = found.listen.rpartition(":")[0]
-        print(READY + json.dumps({"host": host, "port": port}), flush=True)
+        sys.stdout.write(READY + json.dumps({"host": host, "port": port}) + "\n")  # at once, also where unbuffered
+        sys.stdout.flush()
 
     run_gateway(found, logger_for("gateway"), ready)
 
