@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from reporting import arguments, console, finish, interleaved, spread
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.config import NetworkConfig, SpaceConfig
 from common.meta.posterior import relax
@@ -77,10 +76,19 @@ class Workload:
             parameter.grad = None
 
     def flops(self) -> int:
-        """Of the convolutions and products of a soft step, two for each multiplication with addition."""
-        with FlopCounterMode(display=False) as counter:
-            self.step("pytorch")
-        return int(counter.get_total_flops())
+        """Of the convolutions of a soft step: two for each multiplication with addition, forward and twice backward."""
+        total = 0
+
+        def count(module: torch.nn.Conv2d, _: object, output: torch.Tensor) -> None:
+            nonlocal total
+            total += 3 * 2 * output.numel() * module.weight[0].numel()
+
+        convolutions = [module for module in self.nets["pytorch"].modules() if isinstance(module, torch.nn.Conv2d)]
+        hooks = [convolution.register_forward_hook(count) for convolution in convolutions]
+        self.step("pytorch")
+        for hook in hooks:
+            hook.remove()
+        return total
 
 
 def matmul_flops_per_s(repeats: int) -> float:
@@ -104,7 +112,9 @@ def print_peak(name: str, network: str, threads: int) -> None:
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     for _ in range(2):
         workload.step(network)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before)
+    # Not `ru_maxrss`, which a child begins with from its parent.
+    status = Path("/proc/self/status").read_text().splitlines()
+    print((int(next(line.split()[1] for line in status if line.startswith("VmHWM:"))) << 10) - before)
 
 
 def measure(name: str, repeats: int, peak_flops_per_s: float) -> dict[str, Any]:
