@@ -1,7 +1,7 @@
 """Builds the native cell with the address and undefined-behaviour sanitizers and runs its tests on that build.
 
 Python itself is not built with them, so their runtime is loaded before it; leaks are those of Python and torch, and are
-not looked for here (`test_memory_is_used_again` does).
+not looked for here (`test_memory_is_used_again` does). Fresh memory holds NaN, which tells of what is read unwritten.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "common" / "nn" / "native"
 FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fno-math-errno", "-fno-omit-frame-pointer", "-Wall", "-Wextra"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DMETASEARCH_POISON"]
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -64,12 +65,17 @@ class Pool {
     size_t held_ = 0;
 };
 
-// An array of numbers, uninitialised.
+// An array of numbers, uninitialised: NaN where METASEARCH_POISON is defined, so that tests see what is read unwritten.
 template <class Real>
 class Buffer {
    public:
     Buffer() = default;
-    explicit Buffer(size_t size) : data_(static_cast<Real*>(Pool::shared().take((size ? size : 1) * sizeof(Real)))), size_(size) {}
+    explicit Buffer(size_t size)
+        : data_(static_cast<Real*>(Pool::shared().take((size ? size : 1) * sizeof(Real)))), size_(size) {
+#ifdef METASEARCH_POISON
+        std::memset(static_cast<void*>(data_), 0xFF, (size ? size : 1) * sizeof(Real));
+#endif
+    }
     Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
     Buffer& operator=(Buffer&& other) noexcept {
         std::swap(data_, other.data_);
