@@ -1,4 +1,4 @@
-"""Builds the native cell with the address and undefined-behaviour sanitizers and runs its tests on that build.
+"""Builds the native library with the address and undefined-behaviour sanitizers and runs its tests on that build.
 
 Python itself is not built with them, so their runtime is loaded before it; leaks are those of Python and torch, and are
 not looked for here (`test_memory_is_used_again` does). Fresh memory holds NaN, which tells of what is read unwritten.
@@ -31,12 +31,18 @@ def main() -> int:
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    tests = ["tests/common/nn", "-k", "not memory and not build and not processors"]
+    tests = [
+        "tests/common/nn",
+        "tests/common/meta/test_aggregate.py",
+        "-k",
+        "not memory and not build and not processors",
+    ]
     try:
         for path in others:
             path.unlink()
         library.unlink(missing_ok=True)
-        command = ["c++", *FLAGS, *SANITIZERS, "-shared", "-fPIC", str(NATIVE / "cell.cpp"), "-o", str(library)]
+        sources = [str(path) for path in sorted(NATIVE.glob("*.cpp"))]
+        command = ["c++", *FLAGS, *SANITIZERS, "-shared", "-fPIC", *sources, "-o", str(library)]
         subprocess.run(command, check=True)
         pytest = [sys.executable, "-m", "pytest", "-q", "--capture=no", *tests]
         return subprocess.run(pytest, env=environment, cwd=ROOT).returncode

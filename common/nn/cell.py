@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from common.nn.native.fused import FusedCell
 from common.nn.native.library import CellShape, Library
@@ -44,7 +45,8 @@ class Cell(nn.Module):
         channels: channels of every node of this cell.
         stride: of the edges that start in the cell's inputs; 2 halves height and width.
         input0_is_larger: the first input has twice this cell's height and width and is reduced on the way in.
-        library: computes the ops of maps on the CPU; None leaves them to PyTorch.
+        library: computes cells of maps on the CPU; None leaves them to PyTorch.
+        recompute: keep only inputs and output for the backward pass, which then computes the rest again.
     """
 
     def __init__(
@@ -56,13 +58,16 @@ class Cell(nn.Module):
         stride: int,
         input0_is_larger: bool,
         library: Library | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.topology = topology
         self.primitives = primitives
         self.channels = channels
         self.stride = stride
+        self.input_strides = (2 if input0_is_larger else 1, 1)
         self.library = library
+        self.recompute = recompute
         fit0 = ReLUReduceBN if input0_is_larger else ReLUConvBN
         self.preprocess = nn.ModuleList([fit0(channels_before[0], channels), ReLUConvBN(channels_before[1], channels)])
         self.edges = nn.ModuleList()
@@ -77,9 +82,18 @@ class Cell(nn.Module):
         mixture: Mixture,
     ) -> Float[Tensor, "batch channels height width"]:
         """The joined nodes, num_nodes * channels maps, at the size of `input1` divided by the cell's stride."""
+        if self.library is not None and input0.device.type == "cpu" and input0.dtype in FUSED_TYPES:
+            return self._fused(self.library, input0, input1, mixture)
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing here is random, and a CUDA graph cannot record that generators are asked for their state.
+            output: Tensor = checkpoint(
+                self._unfused, input0, input1, mixture, use_reentrant=False, preserve_rng_state=False
+            )
+            return output
+        return self._unfused(input0, input1, mixture)
+
+    def _unfused(self, input0: Tensor, input1: Tensor, mixture: Mixture) -> Tensor:
         inputs = self.preprocess[0](input0), self.preprocess[1](input1)
-        if self.library is not None and inputs[0].device.type == "cpu" and inputs[0].dtype in FUSED_TYPES:
-            return self._fused(self.library, inputs, mixture)
         sources = [_Source(maps, self._stride_from(source)) for source, maps in enumerate(inputs)]
         weights = mixture.weights
         everything = tuple(range(len(self.primitives)))
@@ -94,10 +108,10 @@ class Cell(nn.Module):
             sources.append(_Source(sources[0].zeros() if total is None else total, 1))
         return torch.cat([source.maps for source in sources[NUM_CELL_INPUTS:]], dim=1)
 
-    def _fused(self, library: Library, inputs: tuple[Tensor, Tensor], mixture: Mixture) -> Tensor:
+    def _fused(self, library: Library, input0: Tensor, input1: Tensor, mixture: Mixture) -> Tensor:
         active = mixture.active
         computed = np.ones((self.topology.num_edges, len(self.primitives)), np.uint8)
-        weights: list[Tensor | None] = []
+        weights: list[Tensor | None] = list(self.preprocess.parameters())
         for edge, ops in enumerate(self.edges):
             assert isinstance(ops, nn.ModuleDict)
             if active is not None:
@@ -106,8 +120,11 @@ class Cell(nn.Module):
             for column, primitive in enumerate(self.primitives):
                 if primitive in ops:
                     weights += [weight if computed[edge, column] else None for weight in ops[primitive].parameters()]
-        shape = CellShape(self.primitives, self.topology.num_nodes, self.channels, self.stride, computed)
-        output: Tensor = FusedCell.apply(library, shape, *inputs, mixture.weights, *weights)
+        shape = CellShape(
+            self.primitives, self.topology.num_nodes, self.channels, self.input_strides, self.stride, computed
+        )
+        memory = "none" if not torch.is_grad_enabled() else "recompute" if self.recompute else "keep"
+        output: Tensor = FusedCell.apply(library, shape, memory, input0, input1, mixture.weights, *weights)
         return output
 
     def _term(self, source: "_Source", edge: int, primitive: str, weight: Tensor) -> Tensor | None:

@@ -72,7 +72,9 @@ class Supernet(nn.Module):
         for kind in network.cells:
             stride = space.cell_kinds[kind]
             channels *= stride
-            self.cells.append(Cell(space.topology, space.ops, before, channels, stride, input0_is_larger, library))
+            self.cells.append(
+                Cell(space.topology, space.ops, before, channels, stride, input0_is_larger, library, network.recompute)
+            )
             before = (before[1], space.num_nodes * channels)
             input0_is_larger = stride == 2
         self.num_features = before[1]

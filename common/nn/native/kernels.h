@@ -99,6 +99,33 @@ void depthwise(Grid<const Real> in, const Real* weights, int stride, int dilatio
             });
 }
 
+// `depthwise` of stride 1: what neighbouring pixels share of the input is loaded once.
+template <int K, int DILATION, class Real>
+void depthwise_dense(Grid<const Real> in, const Real* weights, Grid<Real> out, int height, int width, int channels,
+                     bool accumulate) {
+    constexpr bool HOLDS_WEIGHTS = K == 3 && VECTOR_BYTES == 64;  // in registers, of which there are enough
+    for (int c = 0; c < channels; c += LANES<Real>) {
+        Vector<Real> held[K * K];
+        for (int k = 0; HOLDS_WEIGHTS && k < K * K; ++k) held[k] = load(weights + k * channels + c);
+        for (int y = 0; y < height; ++y)
+            in_tiles(width, [&](int x, auto count) {
+                constexpr int N = decltype(count)::value;
+                Vector<Real> sum[N], value[N + (K - 1) * DILATION];
+                for (int n = 0; n < N; ++n) sum[n] = accumulate ? load(out.at(y, x + n) + c) : Vector<Real>{};
+                for (int ky = 0; ky < K; ++ky) {
+                    const Real* first = in.at(y + ky * DILATION, x) + c;
+                    for (int i = 0; i < N + (K - 1) * DILATION; ++i) value[i] = load(first + i * in.pixel);
+                    for (int kx = 0; kx < K; ++kx) {
+                        const int k = ky * K + kx;
+                        const Vector<Real> weight = HOLDS_WEIGHTS ? held[k] : load(weights + k * channels + c);
+                        for (int n = 0; n < N; ++n) sum[n] += weight * value[n + kx * DILATION];
+                    }
+                }
+                for (int n = 0; n < N; ++n) store(out.at(y, x + n) + c, sum[n]);
+            });
+    }
+}
+
 // The transpose of `depthwise` for any stride: in_grad[...] += weights[ky, kx] * out_grad[y, x].
 template <int K, class Real>
 void depthwise_scatter(Grid<Real> in_grad, const Real* weights, int stride, int dilation, Grid<const Real> out_grad,
@@ -119,7 +146,8 @@ void depthwise_scatter(Grid<Real> in_grad, const Real* weights, int stride, int 
 template <int K, class Real>
 void depthwise_weights(Grid<const Real> in, int stride, int dilation, Grid<const Real> out_grad, int height, int width,
                        int channels, Real* weights_grad) {
-    constexpr int ROWS = K == 3 ? 3 : 1;  // rows of taps whose sums are held in registers together
+    // Rows of taps whose sums are held in registers together.
+    constexpr int ROWS = K == 3 || (K == 5 && VECTOR_BYTES == 64) ? K : 1;
     for (int c = 0; c < channels; c += LANES<Real>)
         for (int first = 0; first < K; first += ROWS) {
             Vector<Real> sum[ROWS * K] = {};
@@ -139,42 +167,67 @@ void depthwise_weights(Grid<const Real> in, int stride, int dilation, Grid<const
         }
 }
 
-// out[y, x] (+)= in[y, x] times a matrix [channels, channels], for all pixels.
-template <class Real>
-void multiply(Grid<const Real> in, const Real* matrix, Grid<Real> out, int height, int width, int channels,
-              bool accumulate) {
-    for (int c = 0; c < channels; c += LANES<Real>)
+// What `multiply` tells of the vectors that it writes: nothing.
+struct Unwatched {
+    template <class Real>
+    struct Seen {
+        void add(Vector<Real>) {}
+    };
+    template <class Real>
+    Seen<Real> at(int) {
+        return {};
+    }
+    template <class Real>
+    void take(int, const Seen<Real>&) {}
+};
+
+// out[y, x] (+)= in[y, x] times a matrix [in_channels, out_channels], for all pixels. `watch` sees what is written.
+template <class Real, class Watch = Unwatched>
+void multiply(Grid<const Real> in, int in_channels, const Real* matrix, Grid<Real> out, int out_channels, int height,
+              int width, bool accumulate, Watch watch = {}) {
+    if (in.row == width * in.pixel && out.row == width * out.pixel) {  // no gaps: one long row, with fewer short tiles
+        width *= height;
+        height = 1;
+    }
+    for (int c = 0; c < out_channels; c += LANES<Real>) {
+        auto seen = watch.template at<Real>(c);
         for (int y = 0; y < height; ++y)
             in_tiles(width, [&](int x, auto count) {
                 constexpr int N = decltype(count)::value;
                 Vector<Real> sum[N];
                 for (int n = 0; n < N; ++n) sum[n] = accumulate ? load(out.at(y, x + n) + c) : Vector<Real>{};
                 const Real* first = in.at(y, x);
-                for (int k = 0; k < channels; ++k) {
-                    const Vector<Real> weight = load(matrix + k * channels + c);
+                for (int k = 0; k < in_channels; ++k) {
+                    const Vector<Real> weight = load(matrix + k * out_channels + c);
                     for (int n = 0; n < N; ++n) sum[n] += first[n * in.pixel + k] * weight;
                 }
-                for (int n = 0; n < N; ++n) store(out.at(y, x + n) + c, sum[n]);
+                for (int n = 0; n < N; ++n) {
+                    store(out.at(y, x + n) + c, sum[n]);
+                    seen.add(sum[n]);
+                }
             });
+        watch.take(c, seen);
+    }
 }
 
 // matrix_grad[k, c] += sum over pixels of in[y, x, k] * out_grad[y, x, c].
 template <class Real>
-void multiply_weights(Grid<const Real> in, Grid<const Real> out_grad, int height, int width, int channels,
-                      Real* matrix_grad) {
-    for (int c = 0; c < channels; c += LANES<Real>)
-        for (int k = 0; k < channels; k += TILE) {
-            Vector<Real> sum[TILE] = {};
+void multiply_weights(Grid<const Real> in, int in_channels, Grid<const Real> out_grad, int out_channels, int height,
+                      int width, Real* matrix_grad) {
+    constexpr int ROWS = VECTOR_BYTES == 64 ? 16 : 8;  // of the matrix, whose sums fit in registers together
+    for (int c = 0; c < out_channels; c += LANES<Real>)
+        for (int k = 0; k < in_channels; k += ROWS) {
+            Vector<Real> sum[ROWS] = {};
             for (int y = 0; y < height; ++y) {
                 const Real* value = in.at(y, 0) + k;
                 const Real* gradient = out_grad.at(y, 0) + c;
                 for (int x = 0; x < width; ++x, value += in.pixel, gradient += out_grad.pixel) {
                     const Vector<Real> loaded = load(gradient);
-                    for (int n = 0; n < TILE; ++n) sum[n] += value[n] * loaded;
+                    for (int n = 0; n < ROWS; ++n) sum[n] += value[n] * loaded;
                 }
             }
-            for (int n = 0; n < TILE; ++n) {
-                Real* to = matrix_grad + (k + n) * channels + c;
+            for (int n = 0; n < ROWS; ++n) {
+                Real* to = matrix_grad + (k + n) * out_channels + c;
                 store(to, load(to) + sum[n]);
             }
         }

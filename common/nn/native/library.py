@@ -51,8 +51,9 @@ class _Description(ctypes.Structure):
     """`MetasearchCell` of cell.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("batch", "channels", "height", "width", "stride")),
-        *((name, ctypes.c_int) for name in ("num_nodes", "num_columns", "num_threads")),
+        *((name, ctypes.c_int) for name in ("batch", "channels")),
+        *((f"input_{name}", ctypes.c_int * 2) for name in ("channels", "heights", "widths", "strides")),
+        *((name, ctypes.c_int) for name in ("stride", "num_nodes", "num_columns", "num_threads", "keeps")),
         ("kinds", ctypes.POINTER(ctypes.c_int)),
         ("active", ctypes.POINTER(ctypes.c_ubyte)),
     )
@@ -65,7 +66,8 @@ class CellShape:
     Attributes:
         primitives: candidate ops, one per column of the architecture weights.
         num_nodes: of the cell.
-        channels: of its inputs and of every node.
+        channels: of every node.
+        input_strides: 2 for an input of twice the height and width, which is reduced.
         stride: of the edges that start in its inputs.
         active: (num_edges, num_primitives); which ops are computed.
     """
@@ -73,8 +75,14 @@ class CellShape:
     primitives: tuple[str, ...]
     num_nodes: int
     channels: int
+    input_strides: tuple[int, int]
     stride: int
     active: NDArray[np.uint8]
+
+    def out_size(self, inputs: Sequence[Tensor]) -> tuple[int, int]:
+        """Height and width of the output."""
+        height, width = inputs[1].shape[2:]
+        return -(-height // self.stride), -(-width // self.stride)
 
 
 class Library:
@@ -82,6 +90,9 @@ class Library:
 
     Args:
         path: of the shared library.
+
+    Raises:
+        OSError: it is of another version, or for another machine.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +100,11 @@ class Library:
         self._functions = ctypes.CDLL(str(path))
         for precision in ("float32", "float64"):
             self._function("forward", precision).restype = ctypes.c_void_p
+            self._function("add_fixed_point", precision).restype = None
         self._functions.metasearch_held_bytes.restype = ctypes.c_size_t
+        self._functions.metasearch_description_bytes.restype = ctypes.c_size_t
+        if self._functions.metasearch_description_bytes() != ctypes.sizeof(_Description):
+            raise OSError("it was built from another version")
 
     @property
     def variant(self) -> str:
@@ -116,6 +131,7 @@ class Library:
         mixture: Tensor,
         weights: Sequence[Tensor | None],
         output: Tensor,
+        keeps: bool = True,
     ) -> "CellRun":
         """Computes `output`.
 
@@ -123,9 +139,10 @@ class Library:
             shape: of the cell.
             inputs: (batch, channels, height, width) each, channels last in memory.
             mixture: (num_edges, num_primitives) architecture weights.
-            weights: of all ops that have some, edge by edge, column by column, contiguous; None for ops that are not
-                active.
+            weights: contiguous: of the two blocks that fit the inputs, then of all ops that have some, edge by edge,
+                column by column; None for ops that are not active.
             output: (batch, num_nodes * channels, ...), channels last in memory; written.
+            keeps: whether `CellRun.backward` will follow; otherwise maps are given back on the way.
 
         Returns:
             What `CellRun.backward` needs.
@@ -133,17 +150,17 @@ class Library:
         Raises:
             MemoryError: there is not enough.
         """
-        batch, channels, height, width = inputs[0].shape
         kinds = (ctypes.c_int * len(shape.primitives))(*(KINDS.index(name) for name in shape.primitives))
         description = _Description(
-            batch,
-            channels,
-            height,
-            width,
+            inputs[0].shape[0],
+            shape.channels,
+            *((ctypes.c_int * 2)(*(maps.shape[axis] for maps in inputs)) for axis in (1, 2, 3)),
+            (ctypes.c_int * 2)(*shape.input_strides),
             shape.stride,
             shape.num_nodes,
             len(shape.primitives),
             torch.get_num_threads(),
+            keeps,
             kinds,
             shape.active.ctypes.data_as(ctypes.POINTER(ctypes.c_ubyte)),
         )
@@ -151,7 +168,7 @@ class Library:
         problem = ctypes.create_string_buffer(_PROBLEM_BYTES)
         handle = self._function("forward", precision)(
             ctypes.byref(description),
-            *(_address(maps) for maps in inputs),
+            _addresses(inputs),
             _address(mixture),
             _addresses(weights),
             _address(output),
@@ -161,6 +178,28 @@ class Library:
         if not handle:
             raise MemoryError(f"native cell: {problem.value.decode()}")
         return CellRun(self, precision, handle)
+
+    def add_fixed_point(
+        self,
+        totals: NDArray[np.int64],
+        vectors: Sequence[NDArray[np.floating]],
+        factors: Sequence[float],
+    ) -> None:
+        """Adds `round(vector * factor)` of each vector to `totals`, half to even, in one pass over them.
+
+        Args:
+            totals: (size,), contiguous; written.
+            vectors: (size,) each, contiguous, all float32 or all float64.
+            factors: of the vectors; no product may be beyond +-2^51.
+        """
+        precision = str(vectors[0].dtype)
+        self._function("add_fixed_point", precision)(
+            ctypes.c_void_p(totals.ctypes.data),
+            (ctypes.c_void_p * len(vectors))(*(vector.ctypes.data for vector in vectors)),
+            (ctypes.c_double * len(factors))(*factors),
+            ctypes.c_int(len(vectors)),
+            ctypes.c_size_t(totals.size),
+        )
 
     def _function(self, name: str, precision: str) -> Any:
         return getattr(self._functions, f"metasearch_{name}_{precision}")

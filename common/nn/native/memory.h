@@ -7,6 +7,9 @@
 #include <mutex>
 #include <new>
 #include <utility>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace metasearch {
 
@@ -28,10 +31,10 @@ class Pool {
                 return data;
             }
         }
-        void* data = std::aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+        void* data = fresh(bytes);
         if (data == nullptr) {
             clear();
-            data = std::aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+            data = fresh(bytes);
             if (data == nullptr) throw std::bad_alloc();
         }
         const std::lock_guard<std::mutex> guard(lock_);
@@ -58,7 +61,17 @@ class Pool {
     }
 
    private:
-    static constexpr size_t ALIGNMENT = 64;
+    // Large buffers lie on huge pages where the system has them: less to look up, and to clear, page by page.
+    static void* fresh(size_t bytes) {
+        constexpr size_t VECTOR = 64, HUGE_PAGE = size_t(2) << 20;
+        const size_t alignment = bytes < HUGE_PAGE ? VECTOR : HUGE_PAGE;
+        const size_t whole = (bytes + alignment - 1) / alignment * alignment;
+        void* data = std::aligned_alloc(alignment, whole);
+#ifdef __linux__
+        if (data != nullptr && alignment == HUGE_PAGE) madvise(data, whole, MADV_HUGEPAGE);
+#endif
+        return data;
+    }
     std::mutex lock_;
     std::multimap<size_t, void*> free_;
     std::map<void*, size_t> sizes_;

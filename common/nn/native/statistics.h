@@ -25,19 +25,25 @@ struct Moments {
             for (int y = 0; y < height; ++y)
                 for (int x = 0; x < width; ++x) sum += load(map.at(y, x) + c);
             const Vector<Real> middle = sum / Real(pixels);
-            Vector<Real> distances = {}, rest = {};
+            Distances<Real> distances{middle};
             for (int y = 0; y < height; ++y)
-                for (int x = 0; x < width; ++x) {
-                    const Vector<Real> distance = load(map.at(y, x) + c) - middle;
-                    distances += distance * distance;
-                    rest += distance;
-                }
-            for (int lane = 0; lane < LANES<Real>; ++lane) {
-                const double left = rest[lane] / pixels;  // what rounding left of the mean
-                merge(c + lane, pixels, middle[lane] + left, distances[lane] - left * left * pixels);
-            }
+                for (int x = 0; x < width; ++x) distances.add(load(map.at(y, x) + c));
+            take(c, pixels, distances);
         }
         count += pixels;
+    }
+
+    // Has `run(watch)` write a map of so many pixels, and adds it on the way. Distances are taken from the mean so far:
+    // as near to this map's own mean as the variance of both tells.
+    template <class Real, class Run>
+    void add_written_by(Run run, Grid<const Real> map, int height, int width, int channels) {
+        if (count == 0) {
+            run(Unwatched{});
+            add<Real>(map, height, width, channels);
+            return;
+        }
+        run(Watch{this, double(height) * width});
+        count += double(height) * width;
     }
     void merge(const Moments& other) {
         if (other.count == 0) return;
@@ -46,6 +52,38 @@ struct Moments {
     }
 
    private:
+    // Sums of distances from a value near the mean, and of their squares.
+    template <class Real>
+    struct Distances {
+        Vector<Real> from, sum{}, squares{};
+        void add(Vector<Real> value) {
+            const Vector<Real> distance = value - from;
+            sum += distance;
+            squares += distance * distance;
+        }
+    };
+    struct Watch {  // for `multiply`
+        Moments* moments;
+        double pixels;
+        template <class Real>
+        Distances<Real> at(int c) const {
+            Distances<Real> distances{};
+            for (int lane = 0; lane < LANES<Real>; ++lane) distances.from[lane] = Real(moments->mean[c + lane]);
+            return distances;
+        }
+        template <class Real>
+        void take(int c, const Distances<Real>& distances) {
+            moments->take(c, pixels, distances);
+        }
+    };
+
+    template <class Real>
+    void take(int c, double pixels, const Distances<Real>& distances) {
+        for (int lane = 0; lane < LANES<Real>; ++lane) {
+            const double rest = distances.sum[lane] / pixels;
+            merge(c + lane, pixels, distances.from[lane] + rest, distances.squares[lane] - rest * rest * pixels);
+        }
+    }
     // Chan, Golub and LeVeque (1979): the moments of a union from those of its parts.
     void merge(int c, double pixels, double other_mean, double other_squares) {
         const double total = count + pixels, distance = other_mean - mean[c];
@@ -77,16 +115,16 @@ struct GradientSums {
 
     explicit GradientSums(int channels) : plain(channels), with_map(channels) {}
 
-    // `norm` null: times the map itself.
-    template <class Real>
-    void add(Grid<const Real> gradient, Grid<const Real> map, const Normalization<Real>* norm, int height, int width,
+    // Calls gradient_at(y, x, c) once for every vector. `norm` null: times the map itself.
+    template <class Real, class Gradient>
+    void add(Gradient gradient_at, Grid<const Real> map, const Normalization<Real>* norm, int height, int width,
              int channels) {
         for (int c = 0; c < channels; c += LANES<Real>) {
             const Vector<Real> mean = norm ? load(norm->mean.data() + c) : Vector<Real>{};
             Vector<Real> sum = {}, product = {};
             for (int y = 0; y < height; ++y)
                 for (int x = 0; x < width; ++x) {
-                    const Vector<Real> value = load(gradient.at(y, x) + c);
+                    const Vector<Real> value = gradient_at(y, x, c);
                     sum += value;
                     product += value * (load(map.at(y, x) + c) - mean);
                 }
@@ -96,31 +134,31 @@ struct GradientSums {
             }
         }
     }
-    void merge(const GradientSums& other) {
+    void merge(const GradientSums& other, double weight = 1) {
         for (size_t c = 0; c < plain.size(); ++c) {
-            plain[c] += other.plain[c];
-            with_map[c] += other.with_map[c];
+            plain[c] += weight * other.plain[c];
+            with_map[c] += weight * other.with_map[c];
         }
     }
 };
 
-// The gradient before a BatchNorm and a factor behind it, as a * (gradient after) + b * (map before) + c.
+// The gradient before a BatchNorm and a factor behind it, as a * (gradient after) + b * map + c.
 template <class Real>
 struct BackwardNorm {
     std::vector<Real> a, b, c;
 
-    void set(const Normalization<Real>& norm, double factor, const std::vector<double>& sum,
-             const std::vector<double>& sum_with_map) {
+    // `map` is the one before the BatchNorm, or the normalized one.
+    void set(const Normalization<Real>& norm, double factor, const GradientSums& sums, bool map_is_normalized = false) {
         const size_t channels = norm.mean.size();
         a.resize(channels);
         b.resize(channels);
         c.resize(channels);
         for (size_t i = 0; i < channels; ++i) {
             const double scale = norm.scale[i];
-            const double slope = -scale * scale * sum_with_map[i] / norm.count;
+            const double slope = -scale * factor * sums.with_map[i] / norm.count * (map_is_normalized ? 1.0 : scale);
             a[i] = Real(factor * scale);
             b[i] = Real(slope);
-            c[i] = Real(-scale * sum[i] / norm.count - slope * norm.mean[i]);
+            c[i] = Real(-scale * factor * sums.plain[i] / norm.count - (map_is_normalized ? 0.0 : slope * norm.mean[i]));
         }
     }
 };

@@ -47,13 +47,16 @@ def make_cell(
     stride: int = 1,
     primitives: tuple[str, ...] = BASE_PLUS,
     dtype: torch.dtype = torch.float64,
+    before: tuple[int, int] | None = None,
+    is_reduced: bool = False,
+    recompute: bool = False,
 ) -> Cell:
-    """A cell whose inputs need no fitting; always the same weights."""
+    """A cell, always with the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        cell = Cell(Topology(nodes), primitives, (channels, channels), channels, stride, False, library).to(dtype)
-    cell.preprocess = nn.ModuleList([nn.Identity(), nn.Identity()])
-    return cell
+        before = (channels + 2, 2 * channels + 1) if before is None else before
+        cell = Cell(Topology(nodes), primitives, before, channels, stride, is_reduced, library, recompute)
+    return cell.to(dtype)
 
 
 def gradients(
@@ -70,7 +73,10 @@ def gradients(
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    inputs = [draw(batch, cell.channels, height, width).requires_grad_() for _ in range(2)]
+    larger = (2 * height - seed % 2, 2 * width - seed // 2 % 2) if cell.input_strides[0] == 2 else (height, width)
+    channels = [next(block.parameters()).shape[1] for block in cell.preprocess]
+    inputs = [draw(batch, channels[0], *larger), draw(batch, channels[1], height, width)]
+    inputs = [maps.requires_grad_() for maps in inputs]
     mixture = draw(cell.topology.num_edges, len(cell.primitives)).requires_grad_()
     output = cell(*inputs, Mixture(mixture, active))
     leaves = [*inputs, mixture, *cell.parameters()]
@@ -94,18 +100,20 @@ def assert_close(actual: tuple[Tensor, list[Tensor | None]], expected: tuple[Ten
     stride=st.sampled_from([1, 2]),
     size=st.tuples(st.integers(1, 3), st.integers(2, 11), st.integers(3, 11)),
     hard=st.booleans(),
+    is_reduced=st.booleans(),
     seed=st.integers(0, 2**20),
 )
 def test_any_shape_is_exact(
-    channels: int, nodes: int, stride: int, size: tuple[int, int, int], hard: bool, seed: int
+    channels: int, nodes: int, stride: int, size: tuple[int, int, int], hard: bool, is_reduced: bool, seed: int
 ) -> None:
     # FactorizedReduce halves the channels, and needs two.
     primitives = BASE_PLUS if channels > 1 else tuple(name for name in BASE_PLUS if name != "skip_connect")
+    is_reduced = is_reduced and channels > 1
     rng = np.random.default_rng(seed)
     num_edges = Topology(nodes).num_edges
     active = tuple((int(column),) for column in rng.integers(len(primitives), size=num_edges)) if hard else None
     results = [
-        gradients(make_cell(library, channels, nodes, stride, primitives), size, active, seed)
+        gradients(make_cell(library, channels, nodes, stride, primitives, is_reduced=is_reduced), size, active, seed)
         for library in (LIBRARY, None)
     ]
     assert_close(results[0], results[1])
@@ -154,11 +162,11 @@ def test_only_active_ops_are_read_or_written() -> None:
     assert_close(found, expected)
     names = [name for name, _ in cell.named_parameters()]
     for name, gradient in zip(names, found[1][3:], strict=True):
-        assert (gradient is None) == ("sep_conv_3x3" not in name)
+        assert (gradient is None) == ("sep_conv_3x3" not in name and "preprocess" not in name)
 
 
 def test_a_retained_graph_can_be_gone_through_again() -> None:
-    cell = make_cell(LIBRARY)
+    cell = make_cell(LIBRARY, before=(5, 5))
     maps = torch.randn(2, 5, 6, 6, dtype=torch.float64, requires_grad=True)
     loss = cell(maps, maps, Mixture(torch.rand(9, len(BASE_PLUS), dtype=torch.float64))).square().sum()
     (first,) = torch.autograd.grad(loss, maps, retain_graph=True)
@@ -169,7 +177,7 @@ def test_a_retained_graph_can_be_gone_through_again() -> None:
 
 
 def test_not_a_number_shows() -> None:
-    cell = make_cell(LIBRARY)
+    cell = make_cell(LIBRARY, before=(5, 5))
     maps = torch.randn(2, 5, 6, 6, dtype=torch.float64)
     maps[0, 2, 3, 3] = float("nan")
     assert cell(maps, maps, Mixture(torch.rand(9, len(BASE_PLUS), dtype=torch.float64))).isnan().any()
@@ -182,16 +190,18 @@ def test_memory_is_used_again() -> None:
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-    growth = []
-    held = 0
-    for _ in range(4):
+    # The C library's heap settles first: how soon depends on what has come and gone in it before.
+    settled, held = 0, 0
+    for _ in range(12):
         before, held = resident_bytes(), LIBRARY.held_bytes
         for _ in range(80):
             gradients(cell, (8, 16, 16))
         gc.collect()
-        growth.append(resident_bytes() - before)
+        settled = settled + 1 if resident_bytes() - before < 1 << 19 else 0
+        if settled == 2:
+            break
+    assert settled == 2
     assert LIBRARY.held_bytes <= held * 1.1
-    assert min(growth[1:]) < 1 << 20, "threads that began earlier settle in their memory first"
     # A graph that nobody goes through gives its memory back too.
     output, _ = gradients(cell, (8, 16, 16))
     del output
@@ -278,6 +288,47 @@ def test_ray_workers_of_one_machine_do_not_disturb_each_other() -> None:
             assert_close(found, wanted)
 
 
-def test_the_interface_has_the_layout_that_the_library_expects() -> None:
-    # int batch, channels, height, width, stride, num_nodes, num_columns, num_threads; two pointers.
-    assert ctypes.sizeof(library_module._Description) == 8 * 4 + 2 * ctypes.sizeof(ctypes.c_void_p)
+def test_a_build_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(ctypes.Structure):
+        _fields_ = (("before", library_module._Description), ("added", ctypes.c_int))
+
+    monkeypatch.setattr(library_module, "_Description", Longer)
+    find.cache_clear()
+    try:
+        with pytest.raises(UnavailableError, match="cannot be loaded .*another version.* install the package again"):
+            choose("native")
+    finally:
+        find.cache_clear()
+
+
+@pytest.mark.parametrize("library", [LIBRARY, None], ids=["native", "pytorch"])
+def test_recomputation_changes_nothing_but_memory(library: Library | None) -> None:
+    kept = gradients(make_cell(library), (2, 6, 5))
+    again = gradients(make_cell(library, recompute=True), (2, 6, 5))
+    for one, other in zip([kept[0], *kept[1]], [again[0], *again[1]], strict=True):
+        assert one is not None and other is not None and torch.equal(one, other)
+
+
+def test_memory_that_no_backward_pass_needs_is_given_back_on_the_way() -> None:
+    assert LIBRARY is not None
+
+    def peak_bytes(run: Callable[[], object]) -> int:
+        """The pool holds all that was in use at a time."""
+        LIBRARY.clear()
+        run()
+        gc.collect()
+        return LIBRARY.held_bytes
+
+    def forward(cell: Cell) -> Tensor:
+        maps = torch.ones(4, 16, 16, 16)
+        return cell(maps, maps, Mixture(torch.rand(14, len(BASE_PLUS))))
+
+    kept, recomputed = (
+        make_cell(LIBRARY, 16, 4, dtype=torch.float32, before=(16, 16), recompute=r) for r in (False, True)
+    )
+    with torch.no_grad():
+        unneeded = peak_bytes(lambda: forward(kept))
+    everything = peak_bytes(lambda: forward(kept))
+    assert unneeded < 0.5 * everything
+    assert peak_bytes(lambda: forward(recomputed)) == unneeded
+    assert torch.equal(forward(recomputed), forward(kept))
