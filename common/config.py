@@ -13,6 +13,7 @@ from common.space.topology import Topology
 RelaxationKind = Literal["gumbel", "softmax", "straight_through"]
 Normalisation = Literal["edge", "node"]
 Split = Literal["meta_train", "unseen", "all"]
+Precision = Literal["float32", "bfloat16"]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -84,6 +85,15 @@ class NetworkConfig(Frozen):
 
     engine: Literal["auto", "native", "pytorch"] = "auto"
     """What computes cells on a CPU: the native cell where it was built (`auto`), only that, or only PyTorch."""
+    recompute: bool = False
+    """Keep only the cells' inputs and outputs for the backward pass, which computes the rest again: a fraction of the
+    memory for about a third more time. Results are the same."""
+    precision: Precision = "float32"
+    """bfloat16 computes maps in it (torch's autocast) with PyTorch's cells; parameters, their gradients, loss and
+    optimizers stay float32. For GPUs; a CPU is slower with it."""
+    cuda_graphs: bool = True
+    """Record a step once per task and launch it as one, where the device is a GPU. Without effect on a CPU, and under
+    straight_through, whose steps differ in which ops they run."""
 
     @field_validator("cells")
     @classmethod
@@ -101,6 +111,12 @@ class NetworkConfig(Frozen):
             if size < 1 or stride < 1 or stride & (stride - 1) or stride > size:
                 raise ValueError(f"head {size} has stride {stride}; use a power of two from 1 to the image size")
         return heads
+
+    @model_validator(mode="after")
+    def _computable(self) -> Self:
+        if self.engine == "native" and self.precision != "float32":
+            raise ValueError(f"engine 'native' computes in float32, not {self.precision}; set network.engine to 'auto'")
+        return self
 
 
 class RelaxationConfig(Frozen):
@@ -258,6 +274,9 @@ class ClusterConfig(Frozen):
     """A task that takes longer is given up: its worker is replaced and the task runs again."""
     max_attempts: int = Field(4, ge=1)
     """Times a task is started before the round fails."""
+    tasks_per_partial_sum: int = Field(4, ge=1)
+    """Most tasks whose updates a worker adds up before it returns them, as one vector; a worker that dies loses no
+    more. Fewer where workers would be idle, and 1 under rules that need every update. Results are the same."""
 
 
 class CheckpointConfig(Frozen):

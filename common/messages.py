@@ -1,7 +1,8 @@
 """Everything that crosses the boundary between coordinator and workers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from common.config import InnerConfig, NetworkConfig, RelaxationKind, SpaceConfig, StudyConfig
 from common.derivation import Limits
+from common.meta.aggregate import FixedPointSum
 from common.meta.prior import Vector
 from common.space.genotype import DerivationRule, Genotype
 from common.tasks import DatasetFile, LearningTask, TaskChoice
@@ -41,6 +43,11 @@ class AdaptRequest:
     eval_steps: tuple[int, ...] = ()
     returns_update: bool = True
     returns_weights: bool = False
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """Of its one task."""
+        return (self.task.task_id,)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,90 @@ class AdaptResult:
     images_per_s: float
     batch_size: int = 0
     weights: Mapping[str, NDArray[np.float32]] | None = None
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """Of its one task."""
+        return (self.task_id,)
+
+
+@dataclass(frozen=True)
+class PartialSumRequest:
+    """Tasks of one round to adapt to one after the other; only the sum of their updates is wanted.
+
+    Attributes:
+        requests: at least one, all of one version.
+        config: of the study; says what is averaged, and how.
+    """
+
+    requests: tuple[AdaptRequest, ...]
+    config: StudyConfig
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """Of all its tasks, in their order."""
+        return tuple(request.task.task_id for request in self.requests)
+
+
+class RejectionReason(StrEnum):
+    """Why an update does not count."""
+
+    NOT_FINITE = "not_finite"
+    WRONG_SHAPE = "wrong_shape"
+    WRONG_VERSION = "wrong_version"
+    BAD_WEIGHT = "bad_weight"
+    OUT_OF_RANGE = "out_of_range"
+    UNEXPECTED_TASK = "unexpected_task"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An update, or a partial sum as a whole, that does not count, and why."""
+
+    task_id: str
+    reason: RejectionReason
+    detail: str
+
+
+@dataclass(frozen=True)
+class TaskStatistics:
+    """What a round's metrics need of a task: losses of its first and last step in nats, training images per second."""
+
+    train_loss_first: float
+    train_loss_last: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class PartialSum:
+    """The updates of several tasks, added up exactly: to the outer step the same as one by one.
+
+    Attributes:
+        version: of the prior that the tasks started from.
+        statistics: of each task that counts, by its id.
+        rejections: of the others.
+        sums: by what is averaged; see `common.meta.sums.UpdateSums`.
+    """
+
+    version: int
+    statistics: Mapping[str, TaskStatistics]
+    rejections: tuple[Rejection, ...]
+    sums: Mapping[str, FixedPointSum]
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """Of all its tasks, whether they count or not."""
+        return (*self.statistics, *(rejection.task_id for rejection in self.rejections))
+
+
+def span_of(task_ids: Sequence[str]) -> str:
+    """Names several tasks, as people read it: the first to the last of them by id."""
+    return min(task_ids) if len(task_ids) == 1 else f"{min(task_ids)} to {max(task_ids)}"
+
+
+def statistics_of(result: AdaptResult) -> TaskStatistics:
+    """What a round's metrics need of a result."""
+    return TaskStatistics(result.train_losses[0], result.train_losses[-1], result.images_per_s)
 
 
 @dataclass(frozen=True)

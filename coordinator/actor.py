@@ -11,12 +11,13 @@ import ray
 
 from common.artifacts import PriorStore
 from common.config import ClusterConfig, StudyConfig
-from common.messages import AdaptRequest, AdaptResult
+from common.messages import AdaptRequest, AdaptResult, Rejection
 from common.meta.prior import Prior
 from common.telemetry import MetricSink, logger_for
 from coordinator import study
 from coordinator.cluster import worker_resources
 from coordinator.pool import RayPool
+from coordinator.rounds import Result, rejected_by
 from coordinator.sinks import JsonLinesSink, LogSink, RayMetricsSink, TensorBoardSink
 from workers.actor import WorkerStatus
 
@@ -30,7 +31,7 @@ class Progress:
     Attributes:
         version: of the present prior.
         num_rounds: of the study.
-        tasks_done: results of the present call that came back.
+        tasks_done: tasks of the present call whose results came back.
         metrics: of the last round.
         workers_replaced: workers that died or hung.
         workers: what they are doing.
@@ -111,6 +112,7 @@ class Coordinator:
         self._tasks_done = 0
         results = {}
         for result in self._pool.run(prior, requests):
+            assert isinstance(result, AdaptResult)
             results[result.task_id] = result
             self._tasks_done += 1
         return [results[request.task.task_id] for request in requests if request.task.task_id in results]
@@ -132,10 +134,10 @@ class Coordinator:
         """Gives up the present round; `train` then returns. What was checkpointed stays."""
         self._stop.set()
 
-    def _on_result(self, result: AdaptResult, rejection: Any) -> None:
-        self._tasks_done += 1
-        if rejection is not None:
-            self._log.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
+    def _on_result(self, result: Result, rejection: Rejection | None) -> None:
+        self._tasks_done += len(result.task_ids)
+        for one in rejected_by(result, rejection):
+            self._log.warning("rejected %s: %s (%s)", one.task_id, one.reason, one.detail)
 
     def _on_round(self, prior: Prior, metrics: Any) -> None:
         self._version = prior.version

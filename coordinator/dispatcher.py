@@ -21,7 +21,7 @@ from common.errors import (
     QuotaError,
     UnavailableError,
 )
-from common.messages import AdaptRequest, JobRequest
+from common.messages import AdaptRequest, JobRequest, PartialSumRequest
 from common.meta.prior import Prior
 from coordinator.fairness import MAX_BACK_OFF_S, pick
 from coordinator.jobs import AdaptSpec, Failure, FailureReason, Job, JobState
@@ -57,7 +57,7 @@ class Pool(Protocol):
         """Calls without an outcome yet."""
         ...
 
-    def submit(self, key: str, request: AdaptRequest | JobRequest, prior: Prior) -> None:
+    def submit(self, key: str, request: AdaptRequest | PartialSumRequest | JobRequest, prior: Prior) -> None:
         """Queues a call."""
         ...
 
@@ -177,7 +177,7 @@ class Dispatcher:
 
     # For runs
 
-    def submit(self, run: Run, key: str, request: AdaptRequest | JobRequest, prior: Prior) -> None:
+    def submit(self, run: Run, key: str, request: AdaptRequest | PartialSumRequest | JobRequest, prior: Prior) -> None:
         """Hands a call of a run to the pool."""
         self._owner_of[key] = run.job.job_id
         self.pool.submit(key, request, prior)

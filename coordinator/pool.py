@@ -11,9 +11,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError, MetaSearchError
-from common.messages import AdaptRequest, AdaptResult, JobRequest
+from common.messages import AdaptRequest, JobRequest, PartialSumRequest, span_of
 from common.meta.prior import Prior
 from coordinator.cluster import cause_of
+from coordinator.rounds import Request, Result
 from workers.actor import STATUS_GROUP, SearchWorker, WorkerStatus
 
 MAX_IN_FLIGHT = 2
@@ -42,9 +43,19 @@ class Outcome:
 @dataclass(frozen=True)
 class _Call:
     key: str
-    method: str
-    request: Any
+    request: AdaptRequest | PartialSumRequest | JobRequest
     prior: Prior
+
+    @property
+    def method(self) -> str:
+        """The worker's method that answers it."""
+        if isinstance(self.request, PartialSumRequest):
+            return "adapt_many"
+        return "run_job" if isinstance(self.request, JobRequest) else "adapt"
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.request.requests) if isinstance(self.request, PartialSumRequest) else 1
 
 
 @dataclass
@@ -66,8 +77,8 @@ class RayPool:
     """Worker actors and what waits for them. Results do not depend on the number of workers.
 
     Calls go to workers that run; those that still wait for room on the cluster get none. A worker that dies, or that
-    spends longer than `task_timeout_s` on one call, is replaced. The call that it was working on is lost; the ones
-    behind it run elsewhere.
+    spends longer than `task_timeout_s` on each task of a call, is replaced. The call that it was working on is lost;
+    the ones behind it run elsewhere.
 
     Args:
         name: prefix of the workers' names in the dashboard.
@@ -110,6 +121,11 @@ class RayPool:
         return sum(worker.starting is None for worker in self._workers)
 
     @property
+    def max_workers(self) -> int:
+        """Workers, those that are starting and those without room included."""
+        return len(self._workers)
+
+    @property
     def num_replaced(self) -> int:
         """Workers that had to be replaced so far."""
         return self._num_replaced
@@ -129,10 +145,9 @@ class RayPool:
             ray.kill(worker.handle)
             self._workers.remove(worker)
 
-    def submit(self, key: str, request: AdaptRequest | JobRequest, prior: Prior) -> None:
-        """Queues a call: to adapt, or to run a whole job. `key` names its outcome."""
-        method = "run_job" if isinstance(request, JobRequest) else "adapt"
-        self._waiting.append(_Call(key, method, request, prior))
+    def submit(self, key: str, request: AdaptRequest | PartialSumRequest | JobRequest, prior: Prior) -> None:
+        """Queues a call: to adapt to one task or to several, or to run a whole job. `key` names its outcome."""
+        self._waiting.append(_Call(key, request, prior))
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Hands out what waits, and returns what has ended; after `timeout_s` at the latest."""
@@ -147,9 +162,11 @@ class RayPool:
         ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
         outcomes = [self._outcome(heads[ref], ref) for ref in ready if ref in heads]
         for worker in busy:
-            if worker.in_flight and self._now_s() - worker.head_since_s > self._config.task_timeout_s:
-                reason = f"gave no result for {self._config.task_timeout_s:g} s"
-                outcomes.append(self._replace(worker, reason))
+            if not worker.in_flight:
+                continue
+            limit_s = self._config.task_timeout_s * worker.in_flight[0][1].num_tasks
+            if self._now_s() - worker.head_since_s > limit_s:
+                outcomes.append(self._replace(worker, f"gave no result for {limit_s:g} s"))
         self._look_at_starting()
         self._fill()
         return outcomes
@@ -169,28 +186,31 @@ class RayPool:
                         del worker.in_flight[position]
                         break
 
-    def run(self, prior: Prior, requests: Sequence[AdaptRequest]) -> Generator[AdaptResult, None, None]:
+    def run(self, prior: Prior, requests: Sequence[Request]) -> Generator[Result, None, None]:
         """Yields results as they come; see `coordinator.rounds.Executor`. Not while other calls are pending.
 
         Raises:
-            AdaptationError: a task was started `max_attempts` times without a result.
+            AdaptationError: a task, or a bundle of them, was started `max_attempts` times without a result.
             MetaSearchError: what a task raised on purpose; another attempt would raise it again.
         """
-        by_id = {request.task.task_id: request for request in requests}
-        attempts = dict.fromkeys(by_id, 0)
-        for task_id, request in by_id.items():
-            self.submit(task_id, request, prior)
+        by_key = {span_of(request.task_ids): request for request in requests}
+        attempts = dict.fromkeys(by_key, 0)
+        for key, request in by_key.items():
+            self.submit(key, request, prior)
         try:
             while not self._should_stop() and self.num_pending:
                 for outcome in self.poll(_POLL_S):
+                    request = by_key[outcome.key]
                     if outcome.error is not None:
-                        raise type(outcome.error)(f"task {outcome.key}: {outcome.error}") from outcome.error
+                        # Of several tasks, the worker has named the one.
+                        task = f"task {outcome.key}: " if isinstance(request, AdaptRequest) else ""
+                        raise type(outcome.error)(f"{task}{outcome.error}") from outcome.error
                     if outcome.lost:
                         attempts[outcome.key] += 1
                         if attempts[outcome.key] >= self._config.max_attempts:
                             raise AdaptationError(exhausted(outcome, attempts[outcome.key]))
                         # To the front: the round waits for it.
-                        self._waiting.appendleft(_Call(outcome.key, "adapt", by_id[outcome.key], prior))
+                        self._waiting.appendleft(_Call(outcome.key, request, prior))
                         continue
                     yield outcome.result
         finally:

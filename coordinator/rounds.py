@@ -1,7 +1,8 @@
 """A round as plain values: which tasks, what came back, the next prior. No Ray, no clock, no disk."""
 
+import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,19 +10,39 @@ import torch
 
 from common.config import StudyConfig
 from common.errors import AdaptationError
-from common.messages import AdaptRequest, AdaptResult
+from common.messages import (
+    AdaptRequest,
+    AdaptResult,
+    PartialSum,
+    PartialSumRequest,
+    Rejection,
+    RejectionReason,
+    TaskStatistics,
+    span_of,
+    statistics_of,
+)
+from common.meta.aggregate import is_summable
 from common.meta.posterior import entropy
 from common.meta.prior import ALPHA, Prior
-from coordinator.outer import OuterStep, Rejection, RejectionReason, learns_alpha, prior_genotype
+from coordinator.outer import OuterStep, learns_alpha, prior_genotype
 from workers.data.arrays import ClassArrays
 from workers.data.episodes import sample_task
+
+Request = AdaptRequest | PartialSumRequest
+Result = AdaptResult | PartialSum
 
 
 class Executor(Protocol):
     """Runs adaptation requests, somewhere."""
 
-    def run(self, prior: Prior, requests: Sequence[AdaptRequest]) -> Generator[AdaptResult, None, None]:
-        """Yields one result per request, in the order in which they finish. Closing the iterator gives up the rest.
+    @property
+    def max_workers(self) -> int:
+        """Tasks that can run at the same time."""
+        ...
+
+    def run(self, prior: Prior, requests: Sequence[Request]) -> Generator[Result, None, None]:
+        """Yields one result per request, in the order in which they finish: an `AdaptResult` for an `AdaptRequest`, a
+        `PartialSum` for a `PartialSumRequest`. Closing the iterator gives up the rest.
 
         Raises:
             AdaptationError: a task failed more often than allowed.
@@ -66,6 +87,19 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
     return RoundPlan(prior.version, tuple(sorted(requests, key=lambda request: request.task.task_id)))
 
 
+def bundled(requests: Sequence[AdaptRequest], config: StudyConfig, num_workers: int) -> tuple[Request, ...]:
+    """The requests of a round as they are handed out: neighbours together where their updates may come back as a sum.
+
+    Each of `num_workers` gets at least two bundles, so that none is idle while another has work left. The prior is the
+    same for any bundles.
+    """
+    size = min(config.cluster.tasks_per_partial_sum, math.ceil(len(requests) / (2 * max(num_workers, 1))))
+    if size <= 1 or not is_summable(config.outer):
+        return tuple(requests)
+    bundles = [tuple(requests[start : start + size]) for start in range(0, len(requests), size)]
+    return tuple(bundle[0] if len(bundle) == 1 else PartialSumRequest(bundle, config) for bundle in bundles)
+
+
 class Round:
     """A running round: absorbs results as they come, then steps.
 
@@ -81,22 +115,32 @@ class Round:
         self._waiting = {request.task.task_id for request in plan.requests}
         self._num_tasks = len(plan.requests)
         self._outer = OuterStep(prior, config)
-        self._statistics: dict[str, tuple[float, float, float]] = {}
+        self._statistics: dict[str, TaskStatistics] = {}
         self.rejections: list[Rejection] = []
 
-    def absorb(self, result: AdaptResult) -> Rejection | None:
-        """Takes the result of one planned task, once; says why if it does not count."""
-        if result.task_id not in self._waiting:
+    def absorb(self, result: Result) -> Rejection | None:
+        """Takes the result of planned tasks, once; says why if it does not count, a partial sum as a whole.
+
+        Tasks that a partial sum has left out do not count either: they are among `rejections` from then on.
+        """
+        if not self._waiting.issuperset(result.task_ids) or len(set(result.task_ids)) < len(result.task_ids):
             detail = "not planned in this round, or absorbed before"
-            return self._reject(Rejection(result.task_id, RejectionReason.UNEXPECTED_TASK, detail))
-        self._waiting.remove(result.task_id)
-        if result.update is None or result.update.task_id != result.task_id:
+            return self._reject(Rejection(span_of(result.task_ids), RejectionReason.UNEXPECTED_TASK, detail))
+        self._waiting.difference_update(result.task_ids)
+        if isinstance(result, PartialSum):
+            rejection = self._outer.merge(result)
+            statistics = result.statistics
+        elif result.update is None or result.update.task_id != result.task_id:
             detail = "the result carries no update of its task"
             return self._reject(Rejection(result.task_id, RejectionReason.UNEXPECTED_TASK, detail))
-        rejection = self._outer.absorb(result.update)
+        else:
+            rejection = self._outer.absorb(result.update)
+            statistics = {result.task_id: statistics_of(result)}
         if rejection is not None:
             return self._reject(rejection)
-        self._statistics[result.task_id] = (result.train_losses[0], result.train_losses[-1], result.images_per_s)
+        self._statistics.update(statistics)
+        if isinstance(result, PartialSum):
+            self.rejections.extend(result.rejections)
         return None
 
     @property
@@ -118,7 +162,8 @@ class Round:
             )
         following = self._outer.finish()
         # In task order, so that the metrics too do not depend on who finished first.
-        first, last, speed = np.mean([self._statistics[task_id] for task_id in sorted(self._statistics)], axis=0)
+        statistics = [astuple(self._statistics[task_id]) for task_id in sorted(self._statistics)]
+        first, last, speed = np.mean(statistics, axis=0)
         return following, {
             "prior_version": following.version,
             "tau": self._prior.tau,
@@ -134,6 +179,13 @@ class Round:
     def _reject(self, rejection: Rejection) -> Rejection:
         self.rejections.append(rejection)
         return rejection
+
+
+def rejected_by(result: Result, rejection: Rejection | None) -> tuple[Rejection, ...]:
+    """All of a result that does not count, given what `Round.absorb` said of it."""
+    if rejection is not None:
+        return (rejection,)
+    return result.rejections if isinstance(result, PartialSum) else ()
 
 
 def architecture_metrics(prior: Prior, config: StudyConfig) -> Mapping[str, float]:

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 from common.config import ClusterConfig, StudyConfig
 from common.errors import AdaptationError
-from common.messages import AdaptRequest, AdaptResult, JobRequest, JobResult
+from common.messages import AdaptRequest, JobRequest, JobResult, PartialSumRequest, span_of
 from common.meta.prior import Prior
 from coordinator.jobs import AdaptSpec, Job, MetaTrainSpec
 from coordinator.outer import OuterStep
 from coordinator.pool import Outcome
 from coordinator.priors import StudyPriors
-from coordinator.rounds import Round, architecture_metrics, plan
+from coordinator.rounds import Result, Round, architecture_metrics, bundled, plan, rejected_by
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Plan
 from coordinator.study import load_catalogs
@@ -23,6 +23,15 @@ from workers.actor import WorkerStatus
 from workers.data.arrays import ClassArrays
 
 _TASK_ATTEMPTS = ClusterConfig().max_attempts
+
+
+class Workers(Protocol):
+    """Where calls run."""
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that run."""
+        ...
 
 
 class Desk(Protocol):
@@ -44,7 +53,14 @@ class Desk(Protocol):
     logger: Logger
     now_s: Callable[[], float]
 
-    def submit(self, run: "Run", key: str, request: AdaptRequest | JobRequest, prior: Prior) -> None:
+    @property
+    def pool(self) -> Workers:
+        """The workers."""
+        ...
+
+    def submit(
+        self, run: "Run", key: str, request: AdaptRequest | PartialSumRequest | JobRequest, prior: Prior
+    ) -> None:
         """Hands a call of a run to the workers."""
         ...
 
@@ -227,7 +243,8 @@ class TrainRun(Run):
             self.round = None
             return
         round_plan = plan(self.prior, self.config, self.catalogs.result())
-        self.requests = {request.task.task_id: request for request in round_plan.requests}
+        bundles = bundled(round_plan.requests, self.config, desk.pool.num_workers)
+        self.requests = {span_of(request.task_ids): request for request in bundles}
         desk.store.open_plan(
             desk.epoch,
             job.tenant,
@@ -235,40 +252,39 @@ class TrainRun(Run):
             Plan(
                 job_id=job.job_id,
                 base_version=self.prior.version,
-                task_ids=tuple(self.requests),
+                task_ids=tuple(request.task.task_id for request in round_plan.requests),
                 rule=self.config.outer.rule,
             ),
         )
         self.round = Round(self.prior, round_plan, self.config)
         self.attempts = dict.fromkeys(self.requests, 0)
         self.started_s = desk.now_s()
-        for task_id in self.requests:
-            self._submit(task_id)
+        for name in self.requests:
+            self._submit(name)
 
-    def _submit(self, task_id: str) -> None:
-        key = f"{self.job.job_id}/{task_id}"
+    def _submit(self, name: str) -> None:
+        key = f"{self.job.job_id}/{name}"
         self.keys.add(key)
-        self.desk.submit(self, key, self.requests[task_id], self.prior)
+        self.desk.submit(self, key, self.requests[name], self.prior)
 
     def take(self, outcome: Outcome) -> None:
         """See `Run`."""
         self.keys.discard(outcome.key)
-        task_id = outcome.key.removeprefix(f"{self.job.job_id}/")
+        name = outcome.key.removeprefix(f"{self.job.job_id}/")
         if outcome.error is not None:
             raise outcome.error
         if outcome.lost:
-            self.attempts[task_id] += 1
-            if self.attempts[task_id] >= max(self.config.cluster.max_attempts, _TASK_ATTEMPTS):
+            self.attempts[name] += 1
+            if self.attempts[name] >= max(self.config.cluster.max_attempts, _TASK_ATTEMPTS):
                 raise AdaptationError(
-                    f"task {task_id} was started {self.attempts[task_id]} times without a result; the last time "
+                    f"task {name} was started {self.attempts[name]} times without a result; the last time "
                     f"{outcome.lost}"
                 )
-            self._submit(task_id)
+            self._submit(name)
             return
         assert self.round is not None
-        result: AdaptResult = outcome.result
-        rejection = self.round.absorb(result)
-        if rejection is not None:
+        result: Result = outcome.result
+        for rejection in rejected_by(result, self.round.absorb(result)):
             self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
         if self.round.is_complete:
             self._finish_round()

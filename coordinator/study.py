@@ -6,11 +6,10 @@ from contextlib import closing
 from common.artifacts import PriorStore, check_same_config
 from common.config import StudyConfig
 from common.errors import AdaptationError, ConflictError
-from common.messages import AdaptResult
+from common.messages import Rejection
 from common.meta.prior import Prior, initial_prior
 from common.telemetry import MetricSink
-from coordinator.outer import Rejection
-from coordinator.rounds import Executor, Round, plan
+from coordinator.rounds import Executor, Result, Round, bundled, plan
 from workers.data.arrays import ClassArrays
 from workers.data.episodes import sample_task
 from workers.data.sources import load_arrays
@@ -68,7 +67,7 @@ def run(
     sinks: Sequence[MetricSink],
     now_s: Callable[[], float],
     should_stop: Callable[[], bool] = lambda: False,
-    on_result: Callable[[AdaptResult, Rejection | None], None] = lambda result, rejection: None,
+    on_result: Callable[[Result, Rejection | None], None] = lambda result, rejection: None,
     on_round: Callable[[Prior, Mapping[str, float]], None] = lambda prior, metrics: None,
 ) -> Prior:
     """Runs the rounds that are left and stores the versions that they make.
@@ -81,7 +80,7 @@ def run(
         sinks: receive each round's metrics.
         now_s: a monotonic clock.
         should_stop: asked after every result; a round that is given up leaves no trace.
-        on_result: called with every result, and why it was rejected if it was.
+        on_result: called with every result, of one task or several, and why it was rejected if it was.
         on_round: called with every new prior and its metrics.
 
     Returns:
@@ -95,7 +94,8 @@ def run(
         started_s = now_s()
         round_plan = plan(prior, config, catalogs)
         running = Round(prior, round_plan, config)
-        with closing(executor.run(prior, round_plan.requests)) as results:
+        requests = bundled(round_plan.requests, config, executor.max_workers)
+        with closing(executor.run(prior, requests)) as results:
             for result in results:
                 on_result(result, running.absorb(result))
                 if should_stop():

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 import ray
 
-from common.messages import AdaptRequest, AdaptResult, Interim, JobRequest, JobResult
+from common.errors import AdaptationError, MetaSearchError
+from common.messages import (
+    AdaptRequest,
+    AdaptResult,
+    Interim,
+    JobRequest,
+    JobResult,
+    PartialSum,
+    PartialSumRequest,
+)
 from common.meta.prior import Prior
 from workers.device import choose_device
 from workers.job import run_job
@@ -54,6 +63,19 @@ class SearchWorker:
         with self._at_work_on(request.task.task_id):
             return self._runner.run(prior, request, self._note_step)
 
+    def adapt_many(self, request: PartialSumRequest, prior: Prior) -> PartialSum:
+        """Adapts the prior to several tasks, one after the other, and adds up their updates.
+
+        Raises:
+            MetaSearchError: what a task raised on purpose, or an AdaptationError; it names the task.
+        """
+        with self._at_work_on(request.task_ids[0]):
+            try:
+                return self._runner.run_many(prior, request, self._note_task, self._note_step)
+            except Exception as error:
+                kind = type(error) if isinstance(error, MetaSearchError) else AdaptationError
+                raise kind(f"task {self._task_id}: {error}") from error
+
     def run_job(self, request: JobRequest, prior: Prior) -> JobResult:
         """Does all of a job; see `workers.job.run_job`."""
         with self._at_work_on(request.job_id):
@@ -75,6 +97,10 @@ class SearchWorker:
         finally:
             with self._lock:
                 self._task_id, self._steps_done, self._interim = None, 0, None
+
+    def _note_task(self, task_id: str) -> None:
+        with self._lock:
+            self._task_id, self._steps_done = task_id, 0
 
     def _note_step(self, steps_done: int) -> None:
         with self._lock:

@@ -9,8 +9,9 @@ import torch
 
 from common.config import NetworkConfig, SpaceConfig
 from common.errors import AdaptationError
-from common.messages import AdaptRequest, AdaptResult
+from common.messages import AdaptRequest, AdaptResult, PartialSum, PartialSumRequest, statistics_of
 from common.meta.prior import Prior
+from common.meta.sums import UpdateSums
 from common.nn.supernet import Supernet, build_supernet
 from workers.adapt import OnEvaluation, adapt
 from workers.data.episodes import Episode, load_episode
@@ -69,6 +70,28 @@ class TaskRunner:
                 halved,
             )
             batch_size = halved
+
+    def run_many(
+        self,
+        prior: Prior,
+        request: PartialSumRequest,
+        on_task: Callable[[str], None] = lambda task_id: None,
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> PartialSum:
+        """Runs tasks one after the other and adds up their updates; see `run`. `on_task` hears of each as it begins."""
+        sums = UpdateSums(prior, request.config)
+        statistics, rejections = {}, []
+        for task in request.requests:
+            (task_id,) = task.task_ids
+            on_task(task_id)
+            result = self.run(prior, task, on_step)
+            assert result.update is not None, "tasks of a partial sum return an update"
+            rejection = sums.absorb(result.update)
+            if rejection is None:
+                statistics[task_id] = statistics_of(result)
+            else:
+                rejections.append(rejection)
+        return PartialSum(prior.version, statistics, tuple(rejections), sums.sums())
 
     def _adapt_if_memory_suffices(
         self,

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from reference.priors import TINY_EXAMPLES, random_update, smoke_config, tiny_config, tiny_prior, tiny_update
 
 from common.errors import AdaptationError
+from common.messages import RejectionReason
 from common.meta.params import named_vectors
 from common.meta.posterior import MIN_PROBABILITY
 from common.meta.prior import ALPHA, initial_prior
+from common.meta.sums import task_weight
 from common.nn.supernet import build_supernet
 from coordinator.outer import (
     OuterStep,
-    RejectionReason,
     learns_alpha,
     most_parameter_free_edges,
     prior_genotype,
     step,
-    task_weight,
     theta_rate,
 )
 

@@ -16,14 +16,14 @@ from common.config import ClusterConfig, DatasetRef, StudyConfig
 from common.derivation import Limits
 from common.errors import AdaptationError, ConflictError, InvalidInputError
 from common.loading import load
-from common.messages import AdaptResult, JobRequest
+from common.messages import AdaptResult, JobRequest, PartialSum, PartialSumRequest
 from common.meta.prior import Prior, initial_prior
 from common.tasks import TaskChoice
 from coordinator import study
 from coordinator.local import LocalExecutor
 from coordinator.outer import OuterStep
 from coordinator.pool import MAX_IN_FLIGHT, Outcome, RayPool
-from coordinator.rounds import plan
+from coordinator.rounds import Result, plan
 from workers.actor import WorkerStatus
 from workers.device import choose_device
 
@@ -39,7 +39,8 @@ def config(shared_image_cache: None) -> StudyConfig:
 
 @pytest.fixture(scope="module")
 def undisturbed_digest(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of the study run in this process, one task after the other."""
+    """Of the study run in this process, one task after the other, each with an update of its own."""
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"tasks_per_partial_sum": 1})})
     store = PriorStore(tmp_path_factory.mktemp("undisturbed"))
     return study.run(
         study.begin(store, config), config, LocalExecutor(choose_device()), store, [], time.monotonic
@@ -65,7 +66,7 @@ def run_study(
     config: StudyConfig,
     pool: RayPool,
     folder: Path,
-    on_result: Callable[[AdaptResult, object], None] = lambda result, rejection: None,
+    on_result: Callable[[Result, object], None] = lambda result, rejection: None,
 ) -> Prior:
     store = PriorStore(folder)
     return study.run(study.begin(store, config), config, pool, store, [], time.monotonic, on_result=on_result)
@@ -80,15 +81,22 @@ def test_any_number_of_workers_makes_the_prior_that_one_process_makes(
     assert pool.num_replaced == 0
 
 
+@pytest.mark.parametrize(("num_workers", "tasks_per_result"), [(1, 2), (2, 1)])
 def test_workers_killed_in_every_round_are_replaced_and_the_prior_is_the_same(
-    config: StudyConfig, undisturbed_digest: str, make_pool: Callable[..., RayPool], tmp_path: Path
+    config: StudyConfig,
+    undisturbed_digest: str,
+    make_pool: Callable[..., RayPool],
+    tmp_path: Path,
+    num_workers: int,
+    tasks_per_result: int,
 ) -> None:
-    pool = make_pool(2)
+    pool = make_pool(num_workers)
     killed: list[int] = []
 
-    def kill_a_busy_worker(result: AdaptResult, rejection: object) -> None:
+    def kill_a_busy_worker(result: Result, rejection: object) -> None:
+        assert len(result.task_ids) == tasks_per_result
         # After the first result of each round: the others are in flight on the workers.
-        if len(killed) < ROUNDS and result.task_id.startswith(f"round-{len(killed):05d}"):
+        if len(killed) < ROUNDS and result.task_ids[0].startswith(f"round-{len(killed):05d}"):
             pid = pool.status()[-1].pid
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
@@ -105,7 +113,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_task_runs_again(
     pool = make_pool(2, task_timeout_s=15.0)
     stopped: list[int] = []
 
-    def stop_a_worker(result: AdaptResult, rejection: object) -> None:
+    def stop_a_worker(result: Result, rejection: object) -> None:
         if not stopped:
             stopped.append(pool.status()[0].pid)
             os.kill(stopped[0], signal.SIGSTOP)  # alive, but it never answers again
@@ -134,6 +142,21 @@ def test_an_error_of_a_task_arrives_as_what_it_was(config: StudyConfig, make_poo
     assert len(list(pool.run(prior, [request]))) == 1, "the pool is of use after an error"
 
 
+def test_an_error_within_a_bundle_names_its_task(config: StudyConfig, make_pool: Callable[..., RayPool]) -> None:
+    pool = make_pool(1)
+    prior = initial_prior(config)
+    requests = plan(prior, config, study.load_catalogs(config)).requests
+    unknown = replace(requests[1], task=requests[1].task.model_copy(update={"classes": ("0", "no such class")}))
+    broken = replace(requests[1], tau="not a number")  # type: ignore[arg-type]
+    named = f"^task {requests[1].task.task_id}: "
+    with pytest.raises(InvalidInputError, match=f"{named}.*no such class"):
+        list(pool.run(prior, [PartialSumRequest((requests[0], unknown), config)]))
+    with pytest.raises(AdaptationError, match=named):
+        list(pool.run(prior, [PartialSumRequest((requests[0], broken), config)]))
+    (partial,) = pool.run(prior, [PartialSumRequest(requests[:2], config)])
+    assert isinstance(partial, PartialSum) and len(partial.statistics) == 2, "the pool is of use after an error"
+
+
 def test_no_worker_holds_more_than_two_requests(config: StudyConfig, make_pool: Callable[..., RayPool]) -> None:
     pool = make_pool(2)
     prior = initial_prior(config)
@@ -159,7 +182,7 @@ def test_closing_the_results_early_leaves_a_pool_that_works(
     results.close()
     step = OuterStep(prior, config)
     for result in pool.run(prior, requests):
-        assert result.update is not None
+        assert isinstance(result, AdaptResult) and result.update is not None
         assert step.absorb(result.update) is None
     assert step.num_accepted == len(requests)
 
@@ -285,6 +308,17 @@ def test_a_call_that_takes_too_long_is_lost_and_its_worker_replaced(
     pool.submit("endless", job(config, "endless", tmp_path, ENDLESS), prior)
     assert collect(pool, 1) == {"endless": Outcome("endless", lost="the worker gave no result for 2 s")}
     assert pool.num_replaced == 1 and pool.num_pending == 0
+
+
+def test_a_bundle_has_the_time_of_all_its_tasks_and_shows_the_one_at_hand(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool]
+) -> None:
+    pool = make_pool(1, task_timeout_s=2.0)
+    quick, endless = plan(prior, config, study.load_catalogs(config)).requests[:2]
+    endless = replace(endless, inner=endless.inner.model_copy(update={"steps": ENDLESS}))
+    pool.submit("both", PartialSumRequest((quick, endless), config), prior)
+    assert wait_until_at_work(pool, endless.task.task_id).steps_done > 2
+    assert collect(pool, 1) == {"both": Outcome("both", lost="the worker gave no result for 4 s")}
 
 
 def test_a_call_that_is_abandoned_frees_its_worker_and_has_no_outcome(

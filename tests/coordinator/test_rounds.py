@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from reference.priors import random_update, result_of, results_for, smoke_config
 
 from common.errors import AdaptationError
+from common.messages import AdaptRequest, PartialSum, PartialSumRequest, Rejection, RejectionReason, statistics_of
 from common.meta.prior import ALPHA, initial_prior
+from common.meta.sums import UpdateSums
 from common.telemetry import ROUND_METRICS, metric_name
-from coordinator.outer import RejectionReason, step
-from coordinator.rounds import Round, architecture_metrics, plan
+from coordinator.outer import step
+from coordinator.rounds import Round, architecture_metrics, bundled, plan, rejected_by
 from coordinator.study import load_catalogs
 from workers.data.splits import classes_of
 
@@ -142,7 +144,112 @@ def test_requests_say_whether_the_architecture_learns(catalogs):
     assert learns(replace(prior, version=1, alpha_stopped=True)) == {False}
 
 
+# Bundles
+
+
+@pytest.mark.parametrize(
+    ("most", "num_workers", "sizes"),
+    [
+        (4, 1, [3, 2]),
+        (2, 1, [2, 2, 1]),
+        (4, 2, [2, 2, 1]),
+        (4, 3, [1] * 5),  # each bundle more than one would leave a worker with one bundle, or none
+        (1, 1, [1] * 5),
+        (100, 0, [3, 2]),  # none runs yet
+    ],
+)
+def test_bundles_are_as_large_as_wanted_but_leave_two_for_each_worker(
+    prior, round_plan, config, most, num_workers, sizes
+):
+    cluster = config.cluster.model_copy(update={"tasks_per_partial_sum": most})
+    config = config.model_copy(update={"cluster": cluster})
+    bundles = bundled(round_plan.requests, config, num_workers)
+    assert [len(bundle.task_ids) for bundle in bundles] == sizes
+    assert all(isinstance(bundle, AdaptRequest) == (len(bundle.task_ids) == 1) for bundle in bundles)
+    handed_out = [
+        request
+        for bundle in bundles
+        for request in (bundle.requests if isinstance(bundle, PartialSumRequest) else [bundle])
+    ]
+    assert handed_out == list(round_plan.requests)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_robust_rules_see_every_update(round_plan, rule):
+    config = smoke_config(*TWO_FAMILIES, f"outer.rule={rule}")
+    assert bundled(round_plan.requests, config, 1) == round_plan.requests
+
+
 # Results
+
+
+def partial_sum(prior, config, results):
+    """What a worker makes of the tasks that have these results."""
+    sums = UpdateSums(prior, config)
+    rejections = {result.task_id: sums.absorb(result.update) for result in results}
+    statistics = {result.task_id: statistics_of(result) for result in results if rejections[result.task_id] is None}
+    refused = tuple(rejection for rejection in rejections.values() if rejection is not None)
+    return PartialSum(prior.version, statistics, refused, sums.sums())
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_partial_sums_make_the_same_prior_and_metrics_as_results_one_by_one(prior, round_plan, config, data):
+    results = results_for(prior, round_plan.requests)
+    results[1] = spoilt(results[1])
+    one_by_one, in_parts = Round(prior, round_plan, config), Round(prior, round_plan, config)
+    for result in results:
+        one_by_one.absorb(result)
+    order = data.draw(st.permutations(results))
+    size = data.draw(st.integers(1, 5))
+    for start in range(0, len(order), size):
+        assert in_parts.absorb(partial_sum(prior, config, order[start : start + size])) is None
+    assert in_parts.is_complete
+    (following, metrics), (expected, expected_metrics) = in_parts.finish(), one_by_one.finish()
+    assert following.digest() == expected.digest()
+    assert metrics == expected_metrics
+    assert in_parts.rejections == one_by_one.rejections
+
+
+def test_what_a_partial_sum_left_out_is_told(prior, round_plan, config):
+    results = results_for(prior, round_plan.requests)
+    partial = partial_sum(prior, config, [results[0], spoilt(results[1])])
+    running = Round(prior, round_plan, config)
+    (left_out,) = rejected_by(partial, running.absorb(partial))
+    assert (left_out.task_id, left_out.reason) == (results[1].task_id, RejectionReason.NOT_FINITE)
+    assert running.rejections == [left_out]
+    assert rejected_by(results[2], None) == ()
+
+
+@pytest.mark.parametrize("case", ["one again", "twice the same", "another round", "another version"])
+def test_a_partial_sum_that_is_not_as_planned_is_rejected_as_a_whole(prior, round_plan, config, case):
+    results = results_for(prior, round_plan.requests)
+    running = Round(prior, round_plan, config)
+    assert running.absorb(results[0]) is None
+    partial = partial_sum(prior, config, results[1:3])
+    foreign = result_of(random_update(prior, "round-00001/a"), "round-00001/a")
+    twice = replace(
+        partial, rejections=(Rejection(results[2].task_id, RejectionReason.NOT_FINITE, "and yet it is summed"),)
+    )
+    wrong, reason, comes_again = {
+        "one again": (partial_sum(prior, config, results[:3]), RejectionReason.UNEXPECTED_TASK, True),
+        "twice the same": (twice, RejectionReason.UNEXPECTED_TASK, True),
+        "another round": (
+            partial_sum(prior, config, [results[1], foreign]),
+            RejectionReason.UNEXPECTED_TASK,
+            True,
+        ),
+        "another version": (replace(partial, version=8), RejectionReason.WRONG_VERSION, False),
+    }[case]
+    rejection = running.absorb(wrong)
+    assert rejection is not None and rejection.reason is reason
+    assert rejection.task_id == f"{min(wrong.task_ids)} to {max(wrong.task_ids)}"
+    assert running.rejections == [rejection]
+    counted = results if comes_again else [results[0], *results[3:]]
+    for result in counted[1:]:
+        assert running.absorb(result) is None
+    assert running.is_complete
+    assert running.finish()[0].digest() == step(prior, [result.update for result in counted], config).digest()
 
 
 def test_results_in_any_order_make_the_same_prior_and_metrics(prior, round_plan, config):

@@ -10,11 +10,11 @@ from reference.priors import results_for, smoke_config
 
 from common.artifacts import PriorStore
 from common.errors import AdaptationError, ConflictError, CorruptArtifactError, InvalidInputError, NotFoundError
+from common.messages import RejectionReason
 from common.meta.prior import initial_prior
 from common.streams import stream
 from coordinator import study
 from coordinator.local import LocalExecutor
-from coordinator.outer import RejectionReason
 
 ROUNDS = 3
 TASKS = 3
@@ -22,7 +22,8 @@ TASKS = 3
 
 @pytest.fixture(scope="module")
 def config(shared_image_cache):
-    return smoke_config("checkpoint.keep_last=10")
+    """Every task returns its own update; see `test_partial_sums_end_in_the_same_bits` for the rest."""
+    return smoke_config("checkpoint.keep_last=10", "cluster.tasks_per_partial_sum=1")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,8 @@ def store(tmp_path):
 class MadeUpExecutor:
     """Yields made-up results, optionally spoilt; counts what it is asked for and notes when it is closed early."""
 
+    max_workers = TASKS  # so that every task has a result of its own
+
     def __init__(self, spoil=lambda result: result):
         self.spoil = spoil
         self.asked = []
@@ -65,6 +68,8 @@ class MadeUpExecutor:
 
 class ShufflingExecutor:
     """Runs the tasks for real and yields their results in an order of its own each round."""
+
+    max_workers = TASKS
 
     def __init__(self, executor, seed):
         self.executor = executor
@@ -130,7 +135,7 @@ def test_resume_refuses_another_configuration_and_discards_nothing(store, config
 
 def test_resume_accepts_other_workers_and_needs_no_configuration(store, config):
     prior = study.begin(store, config)
-    other = smoke_config("cluster.num_workers=5", "checkpoint.keep_last=1")
+    other = smoke_config("cluster.num_workers=5", "cluster.tasks_per_partial_sum=2", "checkpoint.keep_last=1")
     assert study.resume(store, other).digest() == study.resume(store).digest() == prior.digest()
 
 
@@ -236,6 +241,23 @@ def test_results_in_any_order_end_in_the_same_bits(store, config, executor, undi
     assert [store.load(version).digest() for version in range(ROUNDS + 1)] == undisturbed
 
 
+@pytest.mark.parametrize(("most", "bundles"), [(2, [2, 1]), (4, [2, 1])])
+def test_partial_sums_end_in_the_same_bits(store, executor, undisturbed, most, bundles):
+    config = smoke_config("checkpoint.keep_last=10", f"cluster.tasks_per_partial_sum={most}")
+    sizes = []
+    study.run(
+        study.begin(store, config),
+        config,
+        executor,
+        store,
+        [],
+        time.monotonic,
+        on_result=lambda result, rejection: sizes.append(len(result.task_ids)),
+    )
+    assert sizes == bundles * ROUNDS, "for one worker, half of the tasks at most"
+    assert [store.load(version).digest() for version in range(ROUNDS + 1)] == undisturbed
+
+
 def test_another_seed_ends_in_other_bits(store, executor, undisturbed):
     config = smoke_config("seed=1", "rounds=1")
     last = study.run(study.begin(store, config), config, executor, store, [], time.monotonic)
@@ -289,7 +311,7 @@ def test_checkpoints_are_made_as_configured_and_always_of_the_last_round(store, 
 
 
 def test_sparse_checkpoints_end_in_the_same_bits_after_an_interruption(store, undisturbed, executor):
-    config = smoke_config("checkpoint.every_rounds=2")
+    config = smoke_config("checkpoint.every_rounds=2", "cluster.tasks_per_partial_sum=1")
     should_stop, on_result = stop_after(TASKS + 1)
     study.run(study.begin(store, config), config, executor, store, [], time.monotonic, should_stop, on_result)
     assert store.versions() == [0], "round 1 was not a checkpoint"

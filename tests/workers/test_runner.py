@@ -11,8 +11,9 @@ import torch
 import workers.runner
 from common.config import DatasetRef, InnerConfig, NetworkConfig, SpaceConfig, StudyConfig, TaskFamily
 from common.errors import AdaptationError, ConflictError, InvalidInputError, NotFoundError
-from common.messages import AdaptRequest, AdaptResult
+from common.messages import AdaptRequest, AdaptResult, PartialSumRequest, RejectionReason, statistics_of
 from common.meta.prior import Prior, initial_prior
+from common.meta.sums import UpdateSums
 from common.nn.supernet import build_supernet
 from common.tasks import LearningTask
 from workers.adapt import adapt
@@ -272,3 +273,56 @@ def test_each_evaluation_is_reported_with_the_architecture_of_its_moment():
         assert np.allclose(seen[0][1][kind], alpha[index].softmax(dim=-1).numpy(), atol=1e-12)
         assert np.array_equal(seen[1][1][kind], result.probabilities[kind])
         assert np.any(seen[0][1][kind] != seen[1][1][kind])
+
+
+# Several tasks, one sum
+
+
+@pytest.mark.parametrize("weights", ["map", "gaussian"])
+def test_tasks_done_together_have_the_sum_of_their_updates(weights: str):
+    inner = INNER.model_copy(update={"weights": weights})
+    config = study().model_copy(update={"inner": inner, "adapt": inner})
+    prior = initial_prior(config)
+    requests = tuple(request_for(config, task_id) for task_id in "abc")
+    results = [TaskRunner(CPU).run(prior, request) for request in requests]
+    expected = UpdateSums(prior, config)
+    assert [expected.absorb(result.update) for result in results] == [None] * 3
+    seen: list[object] = []
+    partial = TaskRunner(CPU).run_many(prior, PartialSumRequest(requests, config), seen.append, seen.append)
+    assert seen == ["a", 1, 2, "b", 1, 2, "c", 1, 2], "each task as it begins, and its steps"
+    assert partial.version == 0 and partial.rejections == () and partial.task_ids == ("a", "b", "c")
+    assert partial.statistics == {
+        result.task_id: replace(statistics_of(result), images_per_s=partial.statistics[result.task_id].images_per_s)
+        for result in results
+    }
+    assert partial.sums.keys() == expected.sums().keys()
+    for name, part in expected.sums().items():
+        assert np.array_equal(partial.sums[name].totals, part.totals)
+        assert (partial.sums[name].weight_units, partial.sums[name].num_vectors) == (part.weight_units, 3)
+
+
+def test_an_update_that_does_not_count_is_left_out_of_the_sum():
+    config = study()
+    prior = initial_prior(config)
+    diverging = replace(
+        request_for(config, "b"), inner=INNER.model_copy(update={"theta": INNER.theta.model_copy(update={"lr": 1e30})})
+    )
+    requests = (request_for(config, "a"), diverging, request_for(config, "c"))
+    partial = TaskRunner(CPU).run_many(prior, PartialSumRequest(requests, config))
+    without = TaskRunner(CPU).run_many(prior, PartialSumRequest((requests[0], requests[2]), config))
+    (rejection,) = partial.rejections
+    assert rejection.task_id == "b" and rejection.reason in (RejectionReason.NOT_FINITE, RejectionReason.OUT_OF_RANGE)
+    assert set(partial.statistics) == {"a", "c"} and set(partial.task_ids) == {"a", "b", "c"}
+    for name, part in without.sums.items():
+        assert np.array_equal(partial.sums[name].totals, part.totals)
+
+
+def test_a_task_that_fails_ends_the_ones_with_it():
+    config = study()
+    wrong = request_for(config, "b")
+    wrong = replace(wrong, task=wrong.task.model_copy(update={"image_size": 24}))
+    begun: list[str] = []
+    request = PartialSumRequest((request_for(config, "a"), wrong, request_for(config, "c")), config)
+    with pytest.raises(InvalidInputError):
+        TaskRunner(CPU).run_many(initial_prior(config), request, begun.append)
+    assert begun == ["a", "b"]

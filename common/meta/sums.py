@@ -1,0 +1,215 @@
+"""The sums that an outer step is made of: updates are checked, weighed and added, on workers or where the step is."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.config import OuterConfig, StudyConfig
+from common.messages import LocalUpdate, PartialSum, Rejection, RejectionReason, span_of
+from common.meta.aggregate import MAX_MAGNITUDE, Aggregator, FixedPointMean, FixedPointSum, aggregator
+from common.meta.params import BODY, HEAD_PREFIX, Layout, layout_of, named_vectors
+from common.meta.posterior import MIN_PROBABILITY, probabilities
+from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior, Vector, alpha_tensor
+from common.nn.supernet import Supernet
+
+SECOND_MOMENT_PREFIX = "second_moment/"
+
+
+class UpdateSums:
+    """Sums over the updates of one round, or of some of its tasks, fed update by update as they come.
+
+    What is averaged has a name: weights that of their vector in the prior (`body`, `head/<image size>`: differences),
+    the architecture `alpha` (probabilities, or differences of logits), and under gaussian `second_moment/<weights>`.
+    Memory does not grow with the number of updates under a mean. Updates must not change after they were absorbed.
+
+    Args:
+        prior: the version that all updates must start from; unchanged.
+        config: of the study.
+    """
+
+    def __init__(self, prior: Prior, config: StudyConfig) -> None:
+        self._prior = prior
+        self._config = config
+        self._aggregators: dict[str, Aggregator] = {}
+        self._layouts = _layouts(config) if _has_tensor_scales(config) else {}
+        self.num_accepted = 0
+
+    def absorb(self, update: LocalUpdate) -> Rejection | None:
+        """Takes one update, or says why not; a rejected update leaves no trace."""
+        rejection = check(self._prior, update, self._config)
+        if rejection is not None:
+            return rejection
+        outer = self._config.outer
+        weight = task_weight(update.num_examples, self._config)
+        clip = _clip_factor(update.differences, outer)
+        for name, difference in update.differences.items():
+            clipped = difference if clip == 1.0 else difference.astype(np.float64) * clip
+            self._aggregator(name).add(clipped, weight)
+            if name in update.log_sigma:
+                self._aggregator(SECOND_MOMENT_PREFIX + name).add(self._second_moment(name, update), weight)
+        self._aggregator(ALPHA).add(_alpha_coordinates(self._prior, update.alpha, self._config), weight)
+        self.num_accepted += 1
+        return None
+
+    def merge(self, partial: PartialSum) -> Rejection | None:
+        """Takes the updates of several tasks, or says why none of them counts; then they leave no trace.
+
+        Not under robust rules, which need every update by itself.
+        """
+        rejection = self._check_partial(partial)
+        if rejection is not None:
+            return rejection
+        for name, part in partial.sums.items():
+            mean = self._aggregator(name)
+            assert isinstance(mean, FixedPointMean), f"updates cannot be summed under {self._config.outer.rule}"
+            mean.merge(part)
+        self.num_accepted += len(partial.statistics)
+        return None
+
+    def sums(self) -> dict[str, FixedPointSum]:
+        """What was added, by name; nothing may be absorbed afterwards. Not under robust rules."""
+        found = {}
+        for name, mean in self._aggregators.items():
+            assert isinstance(mean, FixedPointMean), f"updates cannot be summed under {self._config.outer.rule}"
+            found[name] = mean.sum()
+        return found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What has a mean."""
+        return tuple(self._aggregators)
+
+    def mean(self, name: str) -> NDArray[np.float64]:
+        """The mean (size,) over the tasks that have the vector."""
+        return self._aggregators[name].result()
+
+    def per_scale(self, name: str, elements: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Means over the elements of weights `name` that share a standard deviation."""
+        if name not in self._layouts:
+            return elements
+        sizes = self._layouts[name].sizes
+        # By numpy, whose sums do not depend on the number of threads as torch's do.
+        return np.array([part.mean() for part in np.split(elements, np.cumsum(sizes)[:-1])])
+
+    def _aggregator(self, name: str) -> Aggregator:
+        if name not in self._aggregators:
+            self._aggregators[name] = aggregator(self._prior.vectors[_moved_by(name)].size, self._config.outer)
+        return self._aggregators[name]
+
+    def _check_partial(self, partial: PartialSum) -> Rejection | None:
+        def rejected(reason: RejectionReason, detail: str) -> Rejection:
+            return Rejection(span_of(partial.task_ids), reason, detail)
+
+        version, vectors = self._prior.version, self._prior.vectors
+        if partial.version != version:
+            return rejected(RejectionReason.WRONG_VERSION, f"starts from {partial.version}, the prior is {version}")
+        for name, part in partial.sums.items():
+            moved = _moved_by(name)
+            if moved not in vectors or part.totals.shape != vectors[moved].shape:
+                expected = vectors[moved].shape if moved in vectors else "no such vector"
+                detail = f"the sum of {name} has shape {part.totals.shape}, expected {expected}"
+                return rejected(RejectionReason.WRONG_SHAPE, detail)
+        return None
+
+    def _second_moment(self, name: str, update: LocalUpdate) -> NDArray[np.float64]:
+        """s^2 + (m - mu)^2, averaged over the elements that share a standard deviation."""
+        variance: NDArray[np.float64] = np.exp(2 * update.log_sigma[name].astype(np.float64))
+        return variance + self.per_scale(name, np.square(update.differences[name].astype(np.float64)))
+
+
+def check(prior: Prior, update: LocalUpdate, config: StudyConfig) -> Rejection | None:
+    """Why an update must not touch the prior, or None."""
+
+    def rejected(reason: RejectionReason, detail: str) -> Rejection:
+        return Rejection(update.task_id, reason, detail)
+
+    if update.version != prior.version:
+        return rejected(RejectionReason.WRONG_VERSION, f"starts from {update.version}, the prior is {prior.version}")
+    if update.num_examples <= 0:
+        return rejected(RejectionReason.BAD_WEIGHT, f"num_examples must be > 0, got {update.num_examples}")
+    weight = task_weight(update.num_examples, config)
+    if not 0 < weight <= MAX_MAGNITUDE:
+        return rejected(RejectionReason.BAD_WEIGHT, f"weight {weight:g} is not in 0..{MAX_MAGNITUDE:g}")
+    heads = [name for name in update.differences if name.startswith(HEAD_PREFIX)]
+    if BODY not in update.differences or len(heads) != 1 or len(update.differences) != 2:
+        return rejected(RejectionReason.WRONG_SHAPE, f"needs body and one head, got {sorted(update.differences)}")
+    scales = {LOG_SIGMA_PREFIX + name: vector for name, vector in update.log_sigma.items()}
+    wanted = {LOG_SIGMA_PREFIX + name for name in update.differences} & set(prior.vectors)
+    if set(scales) != wanted:
+        return rejected(RejectionReason.WRONG_SHAPE, f"needs {sorted(wanted)}, got {sorted(scales)}")
+    for name, vector in {**update.differences, **scales, ALPHA: update.alpha}.items():
+        if name not in prior.vectors or vector.shape != prior.vectors[name].shape:
+            expected = prior.vectors[name].shape if name in prior.vectors else "no such vector"
+            return rejected(RejectionReason.WRONG_SHAPE, f"{name} has shape {vector.shape}, expected {expected}")
+        largest = _largest_magnitude(vector)
+        if not math.isfinite(largest):
+            return rejected(RejectionReason.NOT_FINITE, f"{name} has NaN or infinite values")
+        if largest * max(weight, 1.0) > MAX_MAGNITUDE:
+            return rejected(RejectionReason.OUT_OF_RANGE, f"{name} has values beyond {MAX_MAGNITUDE:g}")
+    if _largest_magnitude(_alpha_coordinates(prior, update.alpha, config)) * max(weight, 1.0) > MAX_MAGNITUDE:
+        return rejected(RejectionReason.OUT_OF_RANGE, f"{ALPHA} is further than {MAX_MAGNITUDE:g} from the prior's")
+    for name, log_sigma in update.log_sigma.items():
+        # Their sum of squares is summed in fixed point too.
+        furthest = _largest_magnitude(update.differences[name])
+        widest = min(float(log_sigma.max(initial=0.0)), math.log(MAX_MAGNITUDE))
+        if (furthest**2 + math.exp(2 * widest)) * max(weight, 1.0) > MAX_MAGNITUDE:
+            return rejected(RejectionReason.OUT_OF_RANGE, f"variance of {name} is beyond {MAX_MAGNITUDE:g}")
+    return None
+
+
+def task_weight(num_examples: int, config: StudyConfig) -> float:
+    """Weight of a task in the mean; 1 for a task with as many training images as the first family plans."""
+    if config.outer.weighting == "uniform":
+        return 1.0
+    nominal = config.families[0].num_ways * config.families[0].train_per_class
+    try:
+        return float((num_examples / nominal) ** config.outer.examples_power)
+    except OverflowError:
+        return math.inf  # no such task; `check` rejects it
+
+
+def alpha_probabilities(alpha: Vector, config: StudyConfig) -> NDArray[np.float64]:
+    """Probabilities (size,) that architecture logits (size,) stand for."""
+    space = config.space
+    values = probabilities(alpha_tensor(alpha, config), space.topology, space.normalisation)
+    flat: NDArray[np.float64] = values.reshape(-1).numpy()
+    return flat
+
+
+def _alpha_coordinates(prior: Prior, alpha: Vector, config: StudyConfig) -> NDArray[np.float64]:
+    """What is averaged: probabilities, or differences of logits."""
+    if config.outer.alpha_average == "logits":
+        return alpha.astype(np.float64) - prior.vectors[ALPHA]
+    return alpha_probabilities(alpha, config)
+
+
+def _moved_by(name: str) -> str:
+    """The vector of the prior that a mean moves."""
+    if name.startswith(SECOND_MOMENT_PREFIX):
+        return LOG_SIGMA_PREFIX + name.removeprefix(SECOND_MOMENT_PREFIX)
+    return name
+
+
+def _largest_magnitude(vector: NDArray[np.floating]) -> float:
+    """The largest absolute value, NaN if any is; without temporaries as large as the vector."""
+    return float(np.maximum(-vector.min(initial=0.0), vector.max(initial=0.0)))
+
+
+def _clip_factor(differences: Mapping[str, Vector], outer: OuterConfig) -> float:
+    if outer.rule != "clipped_mean":
+        return 1.0
+    squares = sum(float(np.square(differences[name], dtype=np.float64).sum()) for name in sorted(differences))
+    return float(min(1.0, outer.clip_norm / max(squares**0.5, MIN_PROBABILITY)))
+
+
+def _has_tensor_scales(config: StudyConfig) -> bool:
+    return config.inner.weights == "gaussian" and config.inner.gaussian_scale == "tensor"
+
+
+def _layouts(config: StudyConfig) -> dict[str, Layout]:
+    with torch.device("meta"):
+        supernet = Supernet(config.space, config.network)
+    return {name: layout_of(named) for name, named in named_vectors(supernet).items()}
