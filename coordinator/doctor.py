@@ -79,7 +79,8 @@ def _devices() -> Finding:
     cores = len(os.sched_getaffinity(0))
     if torch.cuda.is_available():
         cards = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-        return Finding("devices", f"{cards}; {cores} CPU cores")
+        precisions = "float32, bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return Finding("devices", f"{cards} ({precisions}; steps recorded as CUDA graphs); {cores} CPU cores")
     return Finding("devices", f"no CUDA device; {cores} CPU cores, one single-threaded worker on each")
 
 

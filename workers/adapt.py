@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,7 +26,16 @@ from common.nn.cell import Mixture
 from common.nn.supernet import Supernet
 from common.streams import stream
 from workers.data.episodes import Episode
-from workers.device import ResidentImages, resident
+from workers.device import (
+    AugmentDraws,
+    ResidentImages,
+    StepRecorder,
+    autocast,
+    can_record,
+    draw_augmentation,
+    on_device,
+    resident,
+)
 from workers.weights import LocalWeights
 
 # Test images that share their batch statistics; larger test sets are cut into equal parts.
@@ -66,7 +75,7 @@ def adapt(
     if request.task.image_size not in supernet.network.heads:
         sizes = ", ".join(str(size) for size in sorted(supernet.network.heads))
         raise InvalidInputError(f"no head for image_size {request.task.image_size}; network.heads has {sizes}")
-    loop = _InnerLoop(prior, request, episode, supernet)
+    loop = InnerLoop(prior, request, episode, supernet)
     evaluations: list[Evaluation] = []
     losses: list[Tensor] = []
     adapt_s = 0.0
@@ -113,14 +122,50 @@ class MinibatchOrder:
         return order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
-class _InnerLoop:
-    """The state of one adaptation."""
+@dataclass(frozen=True)
+class BatchInputs:
+    """What one backward pass is given.
+
+    Attributes:
+        indices: of the images.
+        augmentation: their random changes.
+        gumbel: noise of the architecture's relaxation, (kind, edge, primitive); None under softmax.
+    """
+
+    indices: Int[Tensor, "batch"]
+    augmentation: AugmentDraws
+    gumbel: Float[Tensor, "kind edge primitive"] | None
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """All that tells one step of a task from another: drawn on the host, then moved to the device.
+
+    Attributes:
+        lr: of the weights; a tensor where steps are recorded, since a recording would keep a number as it is.
+        noise: of each vector of weights, (size,); None under map.
+        batch: for the weights, and for the architecture where both learn from one pass.
+        alpha_batch: for the architecture alone (bilevel).
+    """
+
+    lr: float | Float[Tensor, ""]
+    noise: tuple[Float[Tensor, "size"] | None, ...]
+    batch: BatchInputs
+    alpha_batch: BatchInputs | None
+
+
+class InnerLoop:
+    """The state of one adaptation; see `adapt` for the arguments."""
 
     def __init__(self, prior: Prior, request: AdaptRequest, episode: Episode, supernet: Supernet) -> None:
         self.request = request
         self.inner = request.inner
         self.kind: RelaxationKind = request.relaxation if self.inner.relaxation == "prior" else self.inner.relaxation
         self.device = next(supernet.parameters()).device
+        # Hard steps ask the host which op was sampled, and each runs other ops.
+        hard = self.kind == "straight_through"
+        self.is_recorded = request.network.cuda_graphs and can_record(self.device) and not hard
+        self._recorder = StepRecorder(self.device) if self.is_recorded else None
         self.supernet = supernet
         self.train = resident(episode.train_images, episode.train_labels, self.device)
         self.test = resident(episode.test_images, episode.test_labels, self.device)
@@ -139,8 +184,9 @@ class _InnerLoop:
         self.classifier = nn.utils.skip_init(
             nn.Linear, supernet.num_features, len(request.task.classes), device=self.device
         )
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        for parameter in self.classifier.parameters():
+            nn.init.zeros_(parameter)
+            parameter.grad = torch.zeros_like(parameter)
 
         space = request.space
         shape = (len(space.cell_kinds), space.topology.num_edges, len(space.ops))
@@ -152,11 +198,15 @@ class _InnerLoop:
         self.weight_parameters = [local.mean for local in self.weights] + list(self.classifier.parameters())
         theta = self.inner.theta
         self.weight_optimizer = torch.optim.SGD(
-            self.weight_parameters, lr=theta.lr, momentum=theta.momentum, weight_decay=theta.weight_decay
+            self.weight_parameters,
+            lr=theta.lr,
+            momentum=theta.momentum,
+            weight_decay=theta.weight_decay,
+            fused=self.is_recorded or None,  # reads a learning rate on the device without asking the host for it
         )
-        self.alpha_optimizer = torch.optim.Adam([self.alpha], lr=self.inner.alpha.lr, betas=self.inner.alpha.betas)
+        self.alpha_optimizer = self._adam([self.alpha], self.inner.alpha.lr, self.inner.alpha.betas)
         scales = [local.log_s for local in self.weights if local.log_s is not None]
-        self.scale_optimizer = torch.optim.Adam(scales, lr=self.inner.log_sigma_lr) if scales else None
+        self.scale_optimizer = self._adam(scales, self.inner.log_sigma_lr) if scales else None
 
         num_examples = self.train.num_images
         self.beta_theta = 1 / num_examples if self.inner.beta_theta is None else self.inner.beta_theta
@@ -173,15 +223,48 @@ class _InnerLoop:
         size = min(self.inner.batch_size, len(indices))
         return MinibatchOrder(indices, size, self.request.study_seed, self.request.task.task_id, purpose)
 
+    def _adam(
+        self, parameters: Sequence[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> torch.optim.Adam:
+        return torch.optim.Adam(parameters, lr, betas, fused=self.is_recorded or None, capturable=self.is_recorded)
+
     def step_(self, step: int) -> Tensor:
         """One step of the inner loop; returns the objective, in nats, on the device."""
-        self._set_learning_rate(step)
-        for name, local in zip(self.weight_names, self.weights, strict=True):
-            local.draw_(self._stream(step, f"weights {name}"))
-        if self.inner.level == "bilevel" and self.request.learns_alpha:
-            self._backward(step, self.alpha_batches, "architecture")
+        inputs = self._inputs(step)
+        if self._recorder is not None:
+            return self._recorder.run(self._compute_, inputs)
+        return self._compute_(on_device(inputs, self.device))
+
+    def _inputs(self, step: int) -> StepInputs:
+        named = zip(self.weight_names, self.weights, strict=True)
+        lr = self._learning_rate(step)
+        has_own_pass = self.inner.level == "bilevel" and self.request.learns_alpha
+        return StepInputs(
+            lr=torch.tensor(lr) if self.is_recorded else lr,
+            noise=tuple(local.draw_noise(self._stream(step, f"weights {name}")) for name, local in named),
+            batch=self._batch_inputs(step, self.batches, ""),
+            alpha_batch=self._batch_inputs(step, self.alpha_batches, "architecture") if has_own_pass else None,
+        )
+
+    def _batch_inputs(self, step: int, batches: MinibatchOrder, purpose: str) -> BatchInputs:
+        indices = batches.at(step)
+        augmentation = draw_augmentation(len(indices), self.inner.augment, self._stream(step, purpose + "augment"))
+        gumbel = None
+        if self.kind != "softmax":
+            noise = self._stream(step, purpose + "gumbel").gumbel(size=tuple(self.alpha.shape))
+            gumbel = torch.from_numpy(noise.astype(np.float32))
+        return BatchInputs(torch.from_numpy(indices), augmentation, gumbel)
+
+    def _compute_(self, inputs: StepInputs) -> Tensor:
+        """The part of a step that runs on the device; but for hard sampling it never waits for it."""
+        for group in self.weight_optimizer.param_groups:
+            group["lr"] = inputs.lr
+        for local, noise in zip(self.weights, inputs.noise, strict=True):
+            local.use_noise_(noise)
+        if inputs.alpha_batch is not None:
+            self._backward(inputs.alpha_batch)
             self.alpha_optimizer.step()
-        loss = self._backward(step, self.batches, "")
+        loss = self._backward(inputs.batch)
         if self.inner.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.weight_parameters, self.inner.clip_norm)
         self.weight_optimizer.step()
@@ -191,17 +274,15 @@ class _InnerLoop:
             self.alpha_optimizer.step()
         return loss
 
-    def _backward(self, step: int, batches: MinibatchOrder, purpose: str) -> Tensor:
+    def _backward(self, batch: BatchInputs) -> Tensor:
         """Gradients of mean cross-entropy + beta KL with respect to everything local, from one backward pass."""
         for local in self.weights:
             local.zero_grad_()
-        self.classifier.zero_grad()
+        self.classifier.zero_grad(set_to_none=False)
         assert self.alpha.grad is not None
         self.alpha.grad.zero_()
-        images, labels = self.train.augmented_batch(
-            batches.at(step), self.inner.augment, self._stream(step, purpose + "augment")
-        )
-        logits = self._logits(images, self._mixtures(self._gumbel(step, purpose)))
+        images, labels = self.train.augmented_batch(batch.indices, self.inner.augment, batch.augmentation)
+        logits = self._logits(images, self._mixtures(batch.gumbel))
         loss = F.cross_entropy(logits, labels)
         if self.request.learns_alpha:
             loss = loss + self._alpha_terms()
@@ -220,31 +301,24 @@ class _InnerLoop:
         return terms
 
     def _logits(self, images: Tensor, mixtures: dict[str, Mixture]) -> Float[Tensor, "batch classes"]:
-        features = self.supernet(images, mixtures, self.request.task.image_size)
-        logits: Tensor = self.classifier(features)
-        return logits
+        with autocast(self.device, self.request.network.precision):
+            logits: Tensor = self.classifier(self.supernet(images, mixtures, self.request.task.image_size))
+        return logits.float()
 
     def _mixtures(self, noise: Tensor | None) -> dict[str, Mixture]:
         space = self.request.space
         relaxed = relax(self.alpha, noise, self.request.tau, self.kind, space.topology, space.normalisation)
         return relaxed.mixtures(tuple(space.cell_kinds))
 
-    def _gumbel(self, step: int, purpose: str) -> Tensor | None:
-        if self.kind == "softmax":
-            return None
-        noise = self._stream(step, purpose + "gumbel").gumbel(size=tuple(self.alpha.shape))
-        return torch.from_numpy(noise.astype(np.float32)).to(self.device)
-
     def _stream(self, step: int, purpose: str) -> np.random.Generator:
         return stream(self.request.study_seed, self.request.task.task_id, step, purpose)
 
-    def _set_learning_rate(self, step: int) -> None:
+    def _learning_rate(self, step: int) -> float:
         theta = self.inner.theta
-        if theta.lr_end is not None:
-            progress = step / max(self.inner.steps - 1, 1)
-            lr = theta.lr_end + (theta.lr - theta.lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
-            for group in self.weight_optimizer.param_groups:
-                group["lr"] = lr
+        if theta.lr_end is None:
+            return theta.lr
+        progress = step / max(self.inner.steps - 1, 1)
+        return theta.lr_end + (theta.lr - theta.lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Evaluation:

@@ -39,6 +39,9 @@ class LocalWeights:
             self.mean.grad = torch.zeros_like(self.mean)
             self.log_s = torch.nn.Parameter(self._prior_log_sigma.clone())
             self.log_s.grad = torch.zeros_like(self.log_s)
+        # Of each element, the tensor that it belongs to; made here, as a step that is recorded may not ask the host.
+        which = torch.arange(len(self._layout.sizes), dtype=torch.float64, device=device)
+        self._tensor_index = spread(which, self._layout).to(torch.int64) if self._shares_scales else None
         self._noise: Tensor | None = None
 
     @property
@@ -46,13 +49,19 @@ class LocalWeights:
         """Elements of the vector."""
         return self._bound.layout.size
 
-    def draw_(self, generator: np.random.Generator) -> None:
-        """Draws the weights of the next step (gaussian; under map there is nothing to draw)."""
+    def draw_noise(self, generator: np.random.Generator) -> Float[Tensor, "size"] | None:
+        """Standard normal noise for one step, on the host (gaussian; under map there is none)."""
+        if self.log_s is None:
+            return None
+        return torch.from_numpy(generator.standard_normal(self.size, dtype=np.float32))
+
+    def use_noise_(self, noise: Float[Tensor, "size"] | None) -> None:
+        """Lets the supernet compute with m + s * noise; `noise` comes from `draw_noise` and is on the device."""
         if self.log_s is not None:
-            noise = generator.standard_normal(self.size, dtype=np.float32)
-            self._noise = torch.from_numpy(noise).to(self.mean.device)
+            assert noise is not None
+            self._noise = noise
             scale = self._elementwise(self.log_s.detach()).exp()
-            self._bound.values.data.copy_(self.mean.detach() + scale * self._noise)
+            self._bound.values.data.copy_(self.mean.detach() + scale * noise)
 
     def use_mean_(self) -> None:
         """Lets the supernet compute with the posterior's mean, for evaluation."""
@@ -100,12 +109,16 @@ class LocalWeights:
         result: Vector = self.log_s.detach().cpu().numpy()
         return result
 
+    @property
+    def _shares_scales(self) -> bool:
+        return self.log_s is not None and self.log_s.numel() != self.size
+
     def _elementwise(self, values: Tensor) -> Tensor:
-        return values if values.numel() == self.size else spread(values, self._layout)
+        return values if self._tensor_index is None else values[self._tensor_index]
 
     def _reduced(self, elements: Tensor) -> Tensor:
         assert self.log_s is not None
-        return elements if self.log_s.numel() == self.size else sum_per_tensor(elements, self._layout)
+        return sum_per_tensor(elements, self._layout) if self._shares_scales else elements
 
     @property
     def _layout(self) -> Layout:

@@ -29,7 +29,7 @@ def begun_run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("train",), ("adapt",), ("demo",), ("doctor",), ("data",), ("data", "prepare")]
+    "command", [(), ("train",), ("adapt",), ("demo",), ("doctor",), ("bench",), ("data",), ("data", "prepare")]
 )
 def test_help_explains_and_gives_an_example_of_use(metasearch: Run, command: tuple[str, ...]) -> None:
     code, out, _ = metasearch(*command, "--help")
@@ -71,6 +71,9 @@ def test_data_list_names_every_source(metasearch: Run) -> None:
         (["train", "smoke", "--set", "seed=5", "--run", "RUN", "--resume"], 4, ["seed", "0", "5"]),
         (["train", "--set", "seed=5", "--run", "RUN", "--resume"], 2, ["--set", "--resume"]),
         (["train", "--run", "RUN", "--resume", "--from-version", "9"], 3, ["version 9"]),
+        (["bench", "--device", "gpu"], 2, ["auto, cpu or cuda", "gpu"]),
+        (["bench", "--set", "network.engine=native", "--set", "network.precision=bfloat16"], 2, ["native", "auto"]),
+        (["bench", "--preset", "smoke", "--data", "no-such-source"], 2, ["no-such-source"]),
         (["adapt", "--run", "RUN/none", "--data", "digits"], 3, ["holds no study"]),
         (["adapt", "--run", "RUN", "--data", "no-such-source"], 2, ["no-such-source"]),
         (["adapt", "--run", "RUN", "--data", "digits", "--image-size", "32"], 2, ["image_size 32", "16"]),

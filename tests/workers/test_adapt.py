@@ -30,7 +30,7 @@ from common.nn.cell import Mixture
 from common.nn.supernet import Supernet, build_supernet
 from common.streams import stream
 from common.tasks import LearningTask
-from workers.adapt import MinibatchOrder, adapt
+from workers.adapt import InnerLoop, MinibatchOrder, adapt
 from workers.data.episodes import Episode, load_episode
 from workers.device import ResidentImages
 
@@ -506,8 +506,8 @@ def recorded_batches(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     calls: list[np.ndarray] = []
     original = ResidentImages.augmented_batch
 
-    def recording(self: ResidentImages, indices: np.ndarray, *rest: Any) -> Any:
-        calls.append(indices)
+    def recording(self: ResidentImages, indices: Tensor, *rest: Any) -> Any:
+        calls.append(indices.numpy())
         return original(self, indices, *rest)
 
     monkeypatch.setattr(ResidentImages, "augmented_batch", recording)
@@ -723,6 +723,32 @@ def test_throughput_counts_the_images_of_all_batches():
     result = run(request_for(INNER.model_copy(update={"batch_size": 64})))
     assert result.adapt_s > 0
     assert result.images_per_s * result.adapt_s == pytest.approx(5 * 24)
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "softmax", "straight_through"])
+def test_bfloat16_learns_nearly_what_float32_learns(kind: str):
+    inner = INNER.model_copy(update={"relaxation": kind, "weights": "gaussian"})
+    half = run(request_for(inner, network=NETWORK.model_copy(update={"precision": "bfloat16"}), eval_steps=(5,)))
+    full = run(request_for(inner, eval_steps=(5,)))
+    assert half.train_losses != full.train_losses
+    np.testing.assert_allclose(half.train_losses, full.train_losses, rtol=0.05)
+    assert half.evaluations[0].loss == pytest.approx(full.evaluations[0].loss, rel=0.1)
+    for name, expected in full.update.differences.items():
+        assert half.update.differences[name].dtype == np.float32
+        assert np.linalg.norm(half.update.differences[name] - expected) < 0.3 * np.linalg.norm(expected)
+    close(half.update.alpha, full.update.alpha, atol=0.1)
+
+
+def test_bfloat16_keeps_parameters_gradients_and_optimizers_in_float32():
+    request = request_for(network=NETWORK.model_copy(update={"precision": "bfloat16"}))
+    loop = InnerLoop(prior_for(), request, synthetic(), scratch())
+    assert loop.step_(0).dtype == torch.float32
+    optimizers = (loop.weight_optimizer, loop.alpha_optimizer)
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    assert len(states) > len(parameters)
+    for tensor in (*parameters, *(parameter.grad for parameter in parameters), *states):
+        assert tensor.dtype == torch.float32
 
 
 @pytest.mark.parametrize("relaxation", ["gumbel", "softmax", "straight_through"])

@@ -64,7 +64,7 @@ class Setup:
 @SCALES
 def test_gaussian_gradients_equal_autograd_through_the_sampling(dtype: type, rtol: float, scale: str):
     setup = Setup(dtype, scale)
-    setup.local.draw_(stream(3))
+    setup.local.use_noise_(setup.local.draw_noise(stream(3)))
     setup.local.zero_grad_()
     setup.loss().backward()
     setup.local.add_divergence_grad_(BETA)
@@ -93,7 +93,7 @@ def test_gaussian_divergence_has_no_gradient_at_the_prior(scale: str):
     setup = Setup(np.float32, scale)
     setup.local.mean.data.copy_(torch.tensor(setup.mu))
     setup.local.log_s.data.copy_(torch.tensor(setup.log_sigma))
-    setup.local.draw_(stream(4))
+    setup.local.use_noise_(setup.local.draw_noise(stream(4)))
     setup.local.zero_grad_()
     setup.local.add_divergence_grad_(1000.0)
     assert not setup.local.mean.grad.any()
@@ -106,7 +106,7 @@ def test_gaussian_gradients_of_a_step_replace_those_of_the_step_before(scale: st
     setup = Setup(np.float32, scale)
     gradients = []
     for _ in range(2):
-        setup.local.draw_(stream(3))
+        setup.local.use_noise_(setup.local.draw_noise(stream(3)))
         setup.local.zero_grad_()
         setup.loss().backward()
         setup.local.add_divergence_grad_(BETA)
@@ -121,7 +121,7 @@ def test_gaussian_weights_have_the_posteriors_mean_and_deviation(scale: str):
     generator = stream(5)
     draws = []
     for _ in range(400):
-        setup.local.draw_(generator)
+        setup.local.use_noise_(setup.local.draw_noise(generator))
         draws.append(torch.cat([p.detach().reshape(-1) for p in setup.module.parameters()]))
     drawn = torch.stack(draws).numpy()
     s = setup.per_element(torch.tensor(setup.log_s)).exp().numpy()
@@ -133,7 +133,7 @@ def test_drawing_depends_on_the_stream_alone_and_leaves_the_mean():
     setup = Setup(np.float32, "tensor")
     outputs = []
     for seed in (6, 7, 6):
-        setup.local.draw_(stream(seed))
+        setup.local.use_noise_(setup.local.draw_noise(stream(seed)))
         outputs.append(setup.loss().item())
     assert outputs[0] == outputs[2] != outputs[1]
     assert np.array_equal(setup.local.mean.detach(), setup.m)
@@ -141,7 +141,7 @@ def test_drawing_depends_on_the_stream_alone_and_leaves_the_mean():
 
 def test_evaluation_uses_the_mean():
     setup = Setup(np.float64, "element")
-    setup.local.draw_(stream(8))
+    setup.local.use_noise_(setup.local.draw_noise(stream(8)))
     setup.local.use_mean_()
     assert setup.loss().item() == pytest.approx(setup.loss_of(torch.tensor(setup.m)).item(), rel=1e-12)
 
@@ -150,7 +150,7 @@ def test_evaluation_uses_the_mean():
 @pytest.mark.parametrize("precision", [0.0, 2.5])
 def test_map_gradient_equals_autograd(dtype: type, rtol: float, precision: float):
     setup = Setup(dtype, None, precision)
-    setup.local.draw_(stream(3))
+    setup.local.use_noise_(setup.local.draw_noise(stream(3)))
     setup.local.zero_grad_()
     setup.loss().backward()
     setup.local.add_divergence_grad_(BETA)
@@ -165,7 +165,7 @@ def test_map_gradient_equals_autograd(dtype: type, rtol: float, precision: float
 
 def test_map_has_no_scales_and_neither_draws_nor_restores():
     setup = Setup(np.float64, None)
-    setup.local.draw_(stream(3))
+    setup.local.use_noise_(setup.local.draw_noise(stream(3)))
     setup.local.use_mean_()
     assert setup.loss().item() == pytest.approx(setup.loss_of(torch.tensor(setup.m)).item(), rel=1e-12)
     assert setup.local.log_s is None
@@ -196,7 +196,7 @@ def test_learning_leaves_the_priors_arrays_alone(scale: str | None):
     parameters = [setup.local.mean] if scale is None else [setup.local.mean, setup.local.log_s]
     for parameter in parameters:
         parameter.data.add_(1.0)
-    setup.local.draw_(stream(1))
+    setup.local.use_noise_(setup.local.draw_noise(stream(1)))
     assert np.array_equal(setup.mu, mu)
     if log_sigma is not None:
         assert np.array_equal(setup.log_sigma, log_sigma)
@@ -207,6 +207,6 @@ def test_difference_is_local_minus_prior_mean(scale: str | None):
     setup = Setup(np.float32, scale)
     assert np.array_equal(setup.local.difference(), setup.m - setup.mu)
     if scale is not None:
-        setup.local.draw_(stream(2))  # what is drawn is not what is learned
+        setup.local.use_noise_(setup.local.draw_noise(stream(2)))  # what is drawn is not what is learned
         assert np.array_equal(setup.local.difference(), setup.m - setup.mu)
         assert np.array_equal(setup.local.local_log_sigma(), setup.log_s)
