@@ -1,6 +1,7 @@
 """Ray worker actors: placement, two calls in flight per worker, replacement of those that die or hang."""
 
 import logging
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ MAX_IN_FLIGHT = 2
 _POLL_S = 1.0
 _STATUS_TIMEOUT_S = 2.0
 _KEPT_PRIORS = 8
+_LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,14 @@ class _Worker:
     """A worker actor and what it was given, oldest first; it works on the first.
 
     `starting` is a call to it that is answered once it runs; None from then on. Until then it is given nothing: an
-    actor that finds no room, as after the loss of a node, waits for it without end.
+    actor that finds no room, as after the loss of a node, waits for it without end. One that fails is started again
+    at `restart_at_s`.
     """
 
     name: str
     handle: Any
     starting: Any
+    restart_at_s: float | None = None
     in_flight: deque[tuple[Any, _Call]] = field(default_factory=deque)
     head_since_s: float = 0.0
 
@@ -111,6 +115,7 @@ class RayPool:
         self._actor_class: Any = ray.remote(concurrency_groups={STATUS_GROUP: 1}, max_restarts=0)(worker_class)  # type: ignore[call-overload]
         self._num_started = 0
         self._num_replaced = 0
+        self._num_failed_starts = 0  # since the last that did not fail
         self._prior_refs: OrderedDict[str, Any] = OrderedDict()
         self._waiting: deque[_Call] = deque()
         self._workers = [self._start_worker() for _ in range(num_workers)]
@@ -155,9 +160,11 @@ class RayPool:
         self._fill()
         busy = [worker for worker in self._workers if worker.in_flight]
         heads = {worker.in_flight[0][0]: worker for worker in busy}
-        starting = [worker.starting for worker in self._workers if worker.starting is not None]
+        starting = list(self._starting())
         awaited = [*heads, *(starting if self._waiting else ())]
         if not awaited:
+            if self._waiting:  # all workers wait to be started again
+                time.sleep(timeout_s)
             return []
         ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
         outcomes = [self._outcome(heads[ref], ref) for ref in ready if ref in heads]
@@ -249,20 +256,31 @@ class RayPool:
         handle = self._actor_class.options(**options).remote(name)
         return _Worker(name, handle, handle.status.remote())
 
+    def _starting(self) -> dict[Any, _Worker]:
+        """Workers of which it is not known yet whether they run, by their `starting`."""
+        unknown = [worker for worker in self._workers if worker.starting is not None and worker.restart_at_s is None]
+        return {worker.starting: worker for worker in unknown}
+
     def _look_at_starting(self) -> None:
-        """Notes which workers run by now; one that could not start is replaced."""
-        starting = {worker.starting: worker for worker in self._workers if worker.starting is not None}
-        if not starting:
-            return
-        ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
+        """Notes which workers run by now; one that could not start is replaced, after a pause that grows."""
+        for worker in list(self._workers):
+            if worker.restart_at_s is not None and worker.restart_at_s <= self._now_s():
+                self._swap(worker)
+        starting = self._starting()
+        ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0) if starting else ([], [])
         for ref in ready:
+            worker = starting[ref]
             try:
                 ray.get(ref)
             except RayError as error:
-                self._logger.warning("%s could not start: %s", starting[ref].name, str(error).strip().splitlines()[0])
-                self._swap(starting[ref])
+                pause_s = min(2.0**self._num_failed_starts, _LONGEST_PAUSE_S)
+                self._num_failed_starts += 1
+                worker.restart_at_s = self._now_s() + pause_s
+                reason = str(error).strip().splitlines()[0]
+                self._logger.warning("%s could not start: %s; next try in %g s", worker.name, reason, pause_s)
             else:
-                starting[ref].starting = None
+                worker.starting = None
+                self._num_failed_starts = 0
 
     def _put(self, prior: Prior) -> Any:
         """The prior in the object store, once per version."""

@@ -132,6 +132,42 @@ def test_a_task_that_kills_every_worker_is_given_up_with_advice(
         list(pool.run(prior, requests[:1]))
 
 
+class Reluctant:
+    """Fails at its first two starts."""
+
+    starts = Path(os.devnull)
+
+    def __init__(self, name: str) -> None:
+        with self.starts.open("a") as file:
+            file.write(f"{time.monotonic()}\n")
+        if len(self.starts.read_text().splitlines()) <= 2:
+            raise RuntimeError("the driver is not ready")
+
+    def status(self) -> str:
+        return "ready"
+
+    def adapt(self, request: object, prior: Prior) -> str:
+        return "adapted"
+
+
+def test_a_worker_that_cannot_start_is_tried_again_after_growing_pauses(
+    config: StudyConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker_class = type("ReluctantHere", (Reluctant,), {"starts": tmp_path / "starts"})
+    settings = ClusterConfig.model_validate({})
+    name = f"test-reluctant-{os.getpid()}"
+    pool = RayPool(name, 1, 0.0, settings, time.monotonic, logging.getLogger("test"), worker_class=worker_class)
+    try:
+        prior = initial_prior(config)
+        requests = plan(prior, config, study.load_catalogs(config)).requests
+        assert list(pool.run(prior, requests[:1])) == ["adapted"]
+    finally:
+        pool.close()
+    first, second, third = (float(line) for line in (tmp_path / "starts").read_text().splitlines())
+    assert second - first >= 1 and third - second >= 2
+    assert "next try in 1 s" in caplog.text and "next try in 2 s" in caplog.text
+
+
 def test_an_error_of_a_task_arrives_as_what_it_was(config: StudyConfig, make_pool: Callable[..., RayPool]) -> None:
     pool = make_pool(1)
     prior = initial_prior(config)
