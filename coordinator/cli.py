@@ -23,7 +23,7 @@ from common.errors import (
 from common.loading import load, preset_names
 from common.space.genotype import DerivationRule
 from common.tasks import validate_choice
-from coordinator import client_cli, serving_cli
+from coordinator import client_cli, network_cli, serving_cli
 
 # Heavy imports (torch, Ray, matplotlib) wait until a command needs them, so that --help answers at once.
 
@@ -43,6 +43,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them,
 app.add_typer(data_app, name="data")
 serving_cli.register(app)
 client_cli.register(app)
+network_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
 
@@ -251,6 +252,46 @@ def doctor(
     _messages.print(table)
     if not is_fit(findings):
         raise typer.Exit(UnavailableError.exit_code)
+
+
+@app.command()
+def bench(
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto for the first GPU, else the CPU.")] = "auto",
+    preset: Annotated[
+        str, typer.Option(metavar="PRESET|FILE", help="Network and learning tasks to measure with.")
+    ] = "demo",
+    data: Annotated[str | None, typer.Option(help="Another source of images than the preset's.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time, after the first few, which warm up.")] = 20,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Times steps of the inner loop on this machine's device: as they are, recorded, in bfloat16, by either engine.
+
+    On a GPU: float32 and bfloat16, each eager and as a CUDA graph. On a CPU: the native cell and PyTorch's, on one
+    thread, as workers have it. Variants take turns, so that drift hits all alike.
+
+    Examples: `metasearch bench --device cuda`, `metasearch bench --preset paper --data glyphs --steps 50`.
+    """
+    from dataclasses import asdict
+
+    from workers.benchmark import time_steps
+    from workers.device import device_named
+    from workers.environment import environment
+
+    chosen = device_named(device)
+    config = load(preset, overrides or [])
+    with _messages.status("Timing ..."):
+        workload, found = time_steps(config, data, chosen, steps)
+    if as_json:
+        variants = [asdict(each) for each in found]
+        print(json.dumps({**asdict(workload), "variants": variants, "environment": environment()}))
+    table = Table("variant", "step (ms)", "quartiles", "images / s", "peak memory (MiB)", show_edge=False)
+    for each in found:
+        peak = "-" if each.peak_bytes is None else f"{each.peak_bytes / 2**20:.0f}"
+        quartiles = f"{each.low_ms:.2f} to {each.high_ms:.2f}"
+        table.add_row(each.name, f"{each.median_ms:.2f}", quartiles, f"{each.images_per_s:.0f}", peak)
+    _messages.print(f"{workload.device}: {workload.summary}", soft_wrap=True)
+    _messages.print(table)
 
 
 @data_app.command("list")

@@ -1,0 +1,156 @@
+"""What a full network costs: parameters, multiply-accumulates and the shape of every cell, by formula. No torch.
+
+Conventions, those under which the published networks' counts are stated:
+
+- A convolution's multiply-accumulates are its weights times its output pixels, for one square image; a linear layer's
+  are inputs times outputs. BatchNorm, ReLU, pooling, sums and biases count none.
+- Every convolution is followed by a BatchNorm with a scale and a shift per channel, which count as parameters (but two
+  in a row where they are factors of one: depthwise and pointwise, 1x7 and 7x1). Running statistics are no parameters.
+- The auxiliary classifier serves training alone: its parameters are told apart, its multiply-accumulates left out.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+from common.cost import Cost
+from common.network_config import FullNetworkConfig, cell_plans
+from common.space.genotype import Genotype
+from common.space.primitives import (
+    AVG_POOL,
+    CONV_7X1_1X7,
+    DIL_CONV_3,
+    DIL_CONV_5,
+    MAX_POOL,
+    SEP_CONV_3,
+    SEP_CONV_5,
+    SEP_CONV_7,
+    SKIP,
+)
+from common.space.topology import NUM_CELL_INPUTS
+
+# Widths of the auxiliary classifier (the public DARTS code).
+AUXILIARY_CHANNELS = (128, 768)
+
+_SEP_KERNELS = {SEP_CONV_3: 3, SEP_CONV_5: 5, SEP_CONV_7: 7}
+_DIL_KERNELS = {DIL_CONV_3: 3, DIL_CONV_5: 5}
+
+
+@dataclass(frozen=True)
+class CellCount:
+    """One cell: its kind, the shape of its output for one image, and its cost."""
+
+    kind: str
+    channels: int
+    size: int
+    """Height and width of the output in pixels."""
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class NetworkCount:
+    """A full network, part by part.
+
+    Attributes:
+        stem: convolutions before the first cell.
+        cells: first to last.
+        classifier: the linear layer at the end.
+        num_auxiliary_params: of the auxiliary classifier, whether or not the network has one.
+    """
+
+    stem: Cost
+    cells: tuple[CellCount, ...]
+    classifier: Cost
+    num_auxiliary_params: int
+
+    @property
+    def total(self) -> Cost:
+        """Everything but the auxiliary classifier."""
+        return reduce(Cost.__add__, (cell.cost for cell in self.cells), self.stem + self.classifier)
+
+    @property
+    def num_params_with_auxiliary(self) -> int:
+        """Parameters while training."""
+        return self.total.num_params + self.num_auxiliary_params
+
+
+def count_network(genotype: Genotype, config: FullNetworkConfig) -> NetworkCount:
+    """Parameters, multiply-accumulates and shapes of the network that `genotype` stands for.
+
+    Args:
+        genotype: kinds normal and reduction; any number of nodes, and of ops per node.
+        config: `auxiliary` changes nothing.
+
+    Raises:
+        InvalidInputError: the genotype's kinds of cell are others.
+    """
+    stem, size0, size1 = _stem(config)
+    cells: list[CellCount] = []
+    num_auxiliary_params = 0
+    for index, plan in enumerate(cell_plans(genotype, config)):
+        # A larger first input is reduced on the way in, so that both blocks put out maps of the second input's size.
+        cost = _conv_norm(plan.channels_before[0] * plan.channels, plan.channels, size1)
+        cost += _conv_norm(plan.channels_before[1] * plan.channels, plan.channels, size1)
+        assert size1 == (_half(size0) if plan.input0_is_larger else size0)
+        for edge in (edge for node in genotype.cells[plan.kind] for edge in node):
+            from_input = edge.source < NUM_CELL_INPUTS
+            reads = size1 if from_input else _strided(size1, plan.stride)
+            cost += _op(edge.primitive, plan.channels, reads, plan.stride if from_input else 1)
+        size0, size1 = size1, _strided(size1, plan.stride)
+        cells.append(CellCount(plan.kind, plan.channels_out, size1, cost))
+        if index == config.auxiliary_cell:
+            num_auxiliary_params = _auxiliary_params(plan.channels_out, config)
+    num_features = cells[-1].channels
+    classifier = Cost((num_features + 1) * config.num_classes, num_features * config.num_classes)
+    return NetworkCount(stem, tuple(cells), classifier, num_auxiliary_params)
+
+
+def _stem(config: FullNetworkConfig) -> tuple[Cost, int, int]:
+    """Cost of the stem, and the height and width of its two outputs (the same one twice for cifar)."""
+    channels, size = config.channels, config.image_size
+    if config.motif == "cifar":
+        return _conv_norm(9 * config.image_channels * 3 * channels, 3 * channels, size), size, size
+    half, quarter, eighth = _half(size), _half(_half(size)), _half(_half(_half(size)))
+    cost = _conv_norm(9 * config.image_channels * (channels // 2), channels // 2, half)
+    cost += _conv_norm(9 * (channels // 2) * channels, channels, quarter)
+    cost += _conv_norm(9 * channels * channels, channels, eighth)
+    return cost, quarter, eighth
+
+
+def _op(primitive: str, channels: int, size: int, stride: int) -> Cost:
+    """One op on maps of height and width `size`."""
+    size_out = _strided(size, stride)
+    pointwise = channels * channels
+    if primitive in _SEP_KERNELS:
+        once = _conv_norm(channels * _SEP_KERNELS[primitive] ** 2 + pointwise, channels, size_out)
+        return once + once
+    if primitive in _DIL_KERNELS:
+        return _conv_norm(channels * _DIL_KERNELS[primitive] ** 2 + pointwise, channels, size_out)
+    if primitive == CONV_7X1_1X7:
+        # The first convolution strides along the width alone.
+        num_weights = 7 * pointwise
+        return Cost(num_weights, num_weights * size * size_out) + _conv_norm(num_weights, channels, size_out)
+    if primitive == SKIP and stride == 2:
+        return _conv_norm(pointwise, channels, size_out)
+    assert primitive in (MAX_POOL, AVG_POOL, SKIP), primitive
+    return Cost(0, 0)
+
+
+def _auxiliary_params(channels: int, config: FullNetworkConfig) -> int:
+    """A 1x1 and a 2x2 convolution, and a linear layer; the imagenet motif has no BatchNorm after the second."""
+    narrow, wide = AUXILIARY_CHANNELS
+    num_norms = 2 * narrow + (2 * wide if config.motif == "cifar" else 0)
+    return channels * narrow + 4 * narrow * wide + num_norms + (wide + 1) * config.num_classes
+
+
+def _conv_norm(num_weights: int, channels: int, size: int) -> Cost:
+    """Convolutions that use each weight once for every output pixel, then BatchNorm with scale and shift."""
+    return Cost(num_weights + 2 * channels, num_weights * size * size)
+
+
+def _strided(size: int, stride: int) -> int:
+    """Height and width after a stride, rounded up."""
+    return -(-size // stride)
+
+
+def _half(size: int) -> int:
+    return _strided(size, 2)
