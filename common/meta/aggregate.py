@@ -21,6 +21,8 @@ _WEIGHT_UNITS = 1 << 20
 MAX_PENDING = 8
 # Elements that numpy converts at a time: three buffers of them stay in the L2 cache.
 _CHUNK = 16_384
+# Elements that are finished together.
+_PART = 65_536
 
 
 class Aggregator(ABC):
@@ -35,7 +37,7 @@ class Aggregator(ABC):
 
     @abstractmethod
     def result(self) -> NDArray[np.float64]:
-        """The mean (size,) of what was added, which must be something."""
+        """The mean (size,) of what was added, which must be something; once, and nothing may be added afterwards."""
 
 
 def aggregator(size: int, config: OuterConfig) -> Aggregator:
@@ -99,24 +101,35 @@ class FixedPointMean(Aggregator):
 
     def result(self) -> NDArray[np.float64]:
         """See `Aggregator.result`."""
-        self._flush()
-        return self._totals / (2.0**_FRACTION_BITS * (self._weight_units / _WEIGHT_UNITS))
+        divisor = 2.0**_FRACTION_BITS * (self._weight_units / _WEIGHT_UNITS)
+        # In place, while a part is in the cache: fresh memory, and another pass, cost more than the division.
+        mean = self._totals.view(np.float64)
+        for start in range(0, mean.size, _PART):
+            part = slice(start, start + _PART)
+            self._add_pending(part)
+            np.divide(self._totals[part], divisor, out=mean[part])
+        self._pending.clear()
+        self._totals = np.zeros(0, np.int64)
+        return mean
 
     def _count(self, num_vectors: int) -> None:
         self._num_vectors += num_vectors
         assert self._num_vectors <= MAX_VECTORS, "more vectors than the fixed-point range is made for"
 
     def _flush(self) -> None:
+        self._add_pending(slice(None))
+        self._pending.clear()
+
+    def _add_pending(self, part: slice) -> None:
         library, _ = find()
         add = _add_fixed_point if library is None else library.add_fixed_point
         by_type: dict[type, list[tuple[NDArray[np.floating], float]]] = {np.float32: [], np.float64: []}
         for vector, factor in self._pending:
             dtype = np.float32 if vector.dtype == np.float32 else np.float64
-            by_type[dtype].append((np.ascontiguousarray(vector, dtype), factor))
+            by_type[dtype].append((np.ascontiguousarray(vector[part], dtype), factor))
         for pairs in by_type.values():
             if pairs:
-                add(self._totals, *zip(*pairs, strict=True))
-        self._pending.clear()
+                add(self._totals[part], *zip(*pairs, strict=True))
 
 
 def _add_fixed_point(
