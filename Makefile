@@ -24,8 +24,9 @@ help: ## List the targets
 demo: $(INSTALLED) ## Meta-learn a small prior, adapt it to unseen tasks, draw the results
 	$(BIN)/metasearch demo $(ARGS)
 
+# One thread in each of the processes that test side by side: more would wait for each other.
 test: $(INSTALLED) data redis ## Run the tests; without ARGS also hold the coverage of the pure modules
-	$(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadgroup --cov --cov-report=)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadgroup --cov --cov-report=)
 	$(if $(ARGS),@true,$(BIN)/coverage report --include='$(PURE)' --fail-under=$(MIN_COVERAGE_PERCENT))
 
 check: $(INSTALLED) ## Check format, lint, types and the direction of imports
