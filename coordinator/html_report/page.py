@@ -1,0 +1,510 @@
+"""The page: a report as one HTML file. Pure; the same report gives the same bytes.
+
+No script, no font, no image comes from elsewhere. It follows the reader's choice of light or dark, prints in black on
+white with everything unfolded, and is as narrow as a telephone where it has to be.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.config import StudyConfig
+from common.space.topology import Topology
+from common.telemetry import metric_name
+from coordinator.html_report.cells import cell_figures, cell_rules, cell_style, source_name
+from coordinator.html_report.charts import (
+    Line,
+    chart_style,
+    data_table,
+    heatmap,
+    line_chart,
+    palette_style,
+    path_chart,
+    percent,
+    significant,
+    stacked_bars,
+)
+from coordinator.html_report.collect import Accuracy, Kind, Report, StoredFile, flattened
+from coordinator.html_report.markup import Content, Markup, element, joined
+from coordinator.html_report.pca import Components
+
+LEAST_TOP = 0.5  # probability of a heatmap's darkest field at least: an undecided posterior should look pale
+
+_KINDS: Mapping[Kind, str] = {
+    "run": "Meta-training run",
+    "demo": "Demo",
+    "adaptation": "Adaptation to one task",
+}
+_STATES: Mapping[str, str] = {
+    "intact": "\N{CHECK MARK} as its manifest says",
+    "altered": "\N{BALLOT X} differs from its manifest",
+    "missing": "\N{BALLOT X} missing",
+    "unlisted": "no manifest",
+    "withheld": "a secret: not read",
+}
+_COUNTED: Mapping[str, str] = {
+    "intact": "as their manifests say",
+    "altered": "not as their manifests say",
+    "missing": "missing",
+    "unlisted": "without a manifest",
+    "withheld": "secret, and not read",
+}
+_LIGHT = "--paper:#fff;--raised:#f3f4f6;--ink:#1b1f24;--muted:#59616b;--rule:#d9dde2;--link:#0b5cad;--bad:#a4262c;"
+_DARK = "--paper:#14171b;--raised:#20252b;--ink:#e8eaed;--muted:#a5adb7;--rule:#363d46;--link:#7fb8f5;--bad:#ff8f8f;"
+
+
+def page(report: Report) -> str:
+    """A report as an HTML document."""
+    sections = (
+        ("summary", "Summary", _summary(report)),
+        ("curves", "Learning curves", _curves(report)),
+        ("cells", "Cells", _cells(report)),
+        ("posterior", "Architecture posterior", _posterior(report)),
+        ("components", "Course of the prior", _components(report)),
+        ("cost", "Cost", _cost(report)),
+        ("configuration", "Configuration", _configuration(report)),
+        ("environment", "Environment", _environment(report)),
+        ("provenance", "Provenance", _provenance(report)),
+    )
+    title = f"{report.name}: {_KINDS[report.kind].lower()}"
+    links = [element("a", name, href=f"#{key}") for key, name, _ in sections]
+    body = element(
+        "body",
+        element("header", element("p", _KINDS[report.kind], class_="kind"), element("h1", report.name)),
+        element("nav", *links, aria_label="Sections"),
+        element(
+            "main",
+            *(
+                element(
+                    "section", element("h2", name, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title"
+                )
+                for key, name, content in sections
+            ),
+        ),
+    )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Markup(style())),
+    )
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def style() -> str:
+    """The page's rules."""
+    light = _LIGHT + palette_style(dark=False) + cell_style(dark=False)
+    dark = _DARK + palette_style(dark=True) + cell_style(dark=True)
+    return f"""
+:root{{color-scheme:light dark;{light}}}
+@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}
+*{{box-sizing:border-box}}
+html{{-webkit-text-size-adjust:100%;text-size-adjust:100%}}
+body{{margin:0 auto;max-width:76rem;padding:1.25rem 1rem 4rem;background:var(--paper);color:var(--ink);
+ font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",Arial,sans-serif;overflow-wrap:anywhere}}
+h1{{font-size:1.7rem;line-height:1.2;margin:0}}
+h2{{font-size:1.25rem;margin:0 0 .75rem}}
+h3{{font-size:1rem;margin:1.5rem 0 .5rem}}
+p{{margin:0 0 .75rem;max-width:70ch}}
+a{{color:var(--link)}}
+.kind{{color:var(--muted);margin:0}}
+nav{{display:flex;flex-wrap:wrap;gap:.25rem 1.1rem;margin:.75rem 0 0;padding:.6rem 0;
+ border-block:1px solid var(--rule)}}
+section{{padding-top:1.75rem}}
+.missing,.note{{color:var(--muted)}}
+.bad{{color:var(--bad);font-weight:600}}
+.facts{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,15rem),1fr));gap:.6rem;margin:0}}
+.facts div{{background:var(--raised);border-radius:.5rem;padding:.6rem .8rem}}
+dt{{color:var(--muted);font-size:.85rem}}
+dd{{margin:0;font-weight:600}}
+.charts+.charts{{margin-top:1.5rem}}
+.charts{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1.5rem 2rem}}
+.cell{{margin-bottom:1.5rem}}
+figure{{margin:0;min-width:0}}
+figcaption{{font-weight:600;margin-bottom:.25rem}}
+.charts svg[role=img]{{display:block;width:100%;max-width:34rem;height:auto}}
+.cell svg{{display:block}}
+.legend{{display:flex;flex-wrap:wrap;gap:.1rem .9rem;list-style:none;margin:0 0 .3rem;padding:0;font-size:.85rem}}
+.legend li{{display:flex;align-items:center;gap:.35rem}}
+.swatch{{width:28px;height:14px;flex:none}}
+.scroll{{overflow-x:auto;max-width:100%}}
+details{{margin-top:.4rem}}
+details+p{{margin-top:1rem}}
+summary{{cursor:pointer;color:var(--link);font-size:.9rem}}
+details .scroll{{max-height:26rem;overflow-y:auto}}
+table{{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}}
+th,td{{text-align:left;padding:.25rem .7rem .25rem 0;border-bottom:1px solid var(--rule);vertical-align:top}}
+thead th{{color:var(--muted);font-weight:600}}
+tbody th{{font-weight:400}}
+code{{font:.92em ui-monospace,SFMono-Regular,"Liberation Mono",Menlo,monospace}}
+.size{{white-space:nowrap}}
+.hash{{overflow-wrap:anywhere;min-width:17rem;display:inline-block}}
+:focus-visible{{outline:2px solid var(--link);outline-offset:2px}}
+{chart_style()}
+{cell_rules()}
+@media print{{
+ @page{{margin:14mm}}
+ body{{max-width:none;padding:0;font-size:10pt}}
+ nav,summary{{display:none}}
+ *{{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+ .charts{{grid-template-columns:1fr 1fr}}
+ figure,.facts div,tr{{break-inside:avoid}}
+ h2,h3,figcaption,section>p{{break-after:avoid}}
+ th,td{{padding-block:.1rem}}
+ .scroll,details .scroll{{overflow:visible;max-height:none}}
+ .cell svg{{max-width:100%;height:auto}}
+ details.printed::details-content{{content-visibility:visible;block-size:auto;opacity:1}}
+ figure details{{display:none}}
+ th,td{{overflow-wrap:anywhere}}
+ .hash{{min-width:0}}
+}}
+"""
+
+
+def _summary(report: Report) -> Markup:
+    facts: list[tuple[str, str]] = [("What", _KINDS[report.kind])]
+    if report.task is not None:
+        facts.append(("Task", _task(report.task)))
+    if report.began is not None:
+        facts.append(("Began", report.began))
+    if report.ended is not None:
+        facts.append(("Ended", report.ended))
+    facts += [(f"Took ({name})", duration(value)) for name, value in report.seconds.items()]
+    if report.config is not None and report.kind == "run":
+        done = int(report.rounds[-1]["prior_version"]) if report.rounds else max(report.versions, default=0)
+        facts.append(("Rounds", f"{done} of {report.config.rounds}"))
+    if report.rounds and "train_loss_last" in report.rounds[-1]:
+        first, last = (report.rounds[-1].get(f"train_loss_{end}", float("nan")) for end in ("first", "last"))
+        facts.append(("Loss in the last round", f"{first:.3f} to {last:.3f} nats"))
+    facts += [(f"Accuracy, {panel.title}: {arm}", _last(panel, arm)) for panel in report.accuracy for arm in panel.arms]
+    if report.found is not None and report.found.cost is not None:
+        cost = report.found.cost
+        facts.append(("Derived network", f"{cost.num_params:,} parameters, {cost.num_macs:,} MACs"))
+    wrong = [file for file in report.files if file.state in ("altered", "missing")]
+    notes = [element("p", note, class_="bad") for note in report.notes]
+    if wrong:
+        names = ", ".join(file.name for file in wrong)
+        notes.append(element("p", f"Not as the manifests say: {names}.", class_="bad"))
+    return joined(*notes, _facts(facts))
+
+
+def _curves(report: Report) -> Markup:
+    charts: list[Markup] = []
+    for panel in report.accuracy:
+        lines = [Line(arm, curve.mean, curve.low, curve.high) for arm, curve in panel.arms.items()]
+        level = None if panel.chance is None else ("chance", panel.chance)
+        has_bands = any(curve.low is not None for curve in panel.arms.values())
+        caption = f"Accuracy on held-out images, {panel.title}" + (
+            ", with 95 % intervals over tasks" if has_bands else ""
+        )
+        chart = line_chart(caption, "Adaptation steps", "Accuracy", panel.steps, lines, percent, (0.0, 1.0), level)
+        charts.append(chart)
+    if report.train_losses:
+        steps = range(1, len(report.train_losses) + 1)
+        losses = [Line("Loss (nats)", report.train_losses)]
+        charts.append(line_chart("Training objective, step by step", "Adaptation step", "Loss (nats)", steps, losses))
+    if report.rounds:
+        lines = [
+            Line("first step", _metric(report, "train_loss_first")),
+            Line("last step", _metric(report, "train_loss_last")),
+        ]
+        caption = "Training objective of a round's tasks, mean over its tasks"
+        charts.append(line_chart(caption, "Round", "Loss (nats)", _versions(report), lines))
+        moves = [Line("Length of the move", _metric(report, "update_norm"))]
+        caption = "How far a round moved the prior's weights"
+        charts.append(line_chart(caption, "Round", "Length of the move", _versions(report), moves))
+    if not charts:
+        return _missing("There are no learning curves: no round has ended yet, or rounds.jsonl is not in the folder.")
+    return _charts(charts)
+
+
+def _cells(report: Report) -> Markup:
+    if report.found is None:
+        return _missing("There is no architecture to draw: the folder holds no intact prior.")
+    origin = report.found.origin
+    if report.found.probability is not None:
+        origin += f" Its probability is {significant(report.found.probability)}."
+    return joined(element("p", origin), cell_figures(report.found.genotype))
+
+
+def _posterior(report: Report) -> Markup:
+    parts: list[Content] = []
+    if report.posteriors:
+        kinds = list(report.posteriors[0].probabilities)
+        if report.kind == "adaptation":
+            parts.append(element("p", "The adapted posterior: on every edge, the probability of each op."))
+        else:
+            shown = ", ".join(posterior.label for posterior in report.posteriors)
+            count = len(report.versions)
+            kept = "all" if count == len(report.posteriors) else f"of the {count}"
+            sentence = f"On every edge, the probability of each op. Shown: version {shown}, {kept} that are kept"
+            which = "" if kept == "all" else f" ({_ranges(report.versions)})"
+            parts.append(element("p", f"{sentence}{which}. checkpoint.keep_last says how many are."))
+        for kind in kinds:
+            top = max(LEAST_TOP, *(float(posterior.probabilities[kind].max()) for posterior in report.posteriors))
+            maps = [
+                heatmap(
+                    f"{kind} cell, {'adapted' if report.kind == 'adaptation' else f'version {posterior.label}'}",
+                    _edge_names(len(posterior.probabilities[kind])),
+                    report.ops,
+                    posterior.probabilities[kind],
+                    top,
+                )
+                for posterior in report.posteriors
+            ]
+            parts.append(_charts(maps))
+    else:
+        parts.append(_missing("There are no heatmaps: the folder holds no intact prior."))
+    parts.append(element("h3", "Entropy and strongest ops over the rounds"))
+    charts = [*_entropy(report), *_histograms(report)]
+    if charts:
+        parts.append(_charts(charts))
+    elif report.entropies:
+        values = ", ".join(f"{kind} {value:.3f} nats" for kind, value in report.entropies.items())
+        parts.append(element("p", f"Mean entropy of the adapted posterior: {values}. An adaptation has no rounds."))
+    else:
+        parts.append(_missing("They are not in the folder: metasearch train writes them to rounds.jsonl."))
+    return joined(*parts)
+
+
+def _entropy(report: Report) -> list[Markup]:
+    kinds = _labels(report, "alpha_entropy")
+    if not kinds:
+        return []
+    lines = [Line(f"{kind} cell", _metric(report, f"alpha_entropy/{kind}")) for kind in kinds]
+    level = None
+    if report.config is not None and report.config.space.normalisation == "edge":
+        level = ("undecided", float(np.log(len(report.config.space.ops))))
+    caption = "Mean entropy of the architecture's categoricals"
+    return [line_chart(caption, "Round", "Entropy (nats)", _versions(report), lines, level=level)]
+
+
+def _histograms(report: Report) -> list[Markup]:
+    charts = []
+    for kind in _labels(report, "strongest_op_edges"):
+        prefix = f"strongest_op_edges/{kind}/"
+        ops = [name.removeprefix(prefix) for name in report.rounds[-1] if name.startswith(prefix)]
+        counts = {op: [value if value == value else 0.0 for value in _metric(report, prefix + op)] for op in ops}
+        caption = f"Edges by their most probable op, {kind} cell"
+        charts.append(stacked_bars(caption, "Round", "Edges", _versions(report), counts))
+    return charts
+
+
+def _components(report: Report) -> Markup:
+    count = len(report.component_versions)
+    if report.kind == "adaptation":
+        return _missing("An adaptation starts from one version of a prior; its course is in the run's report.")
+    if report.architecture_components is None or report.weight_components is None:
+        return _missing(
+            f"Principal components need at least 3 versions of the prior, {count} are kept; "
+            "set checkpoint.keep_last to keep more."
+        )
+    names = [str(version) for version in report.component_versions]
+    charts = [
+        _component_chart("Architecture posterior", report.architecture_components, names),
+        _component_chart("Weights", report.weight_components, names),
+    ]
+    text = (
+        f"The first two principal components of {count} kept versions ({_ranges(report.component_versions)}), "
+        "in their order. Points are labelled by version."
+    )
+    return joined(element("p", text), _charts(charts))
+
+
+def _component_chart(what: str, components: Components, names: Sequence[str]) -> Markup:
+    first, second = components.explained
+    if first == 0:
+        return _missing(f"{what}: the kept versions do not differ.")
+    caption = f"{what}: {percent(first + second)} of the variance"
+    labels = (f"component 1 ({percent(first)})", f"component 2 ({percent(second)})")
+    return path_chart(caption, *labels, names, components.points)
+
+
+def _cost(report: Report) -> Markup:
+    facts: list[tuple[str, str]] = []
+    if report.found is not None and report.found.cost is not None:
+        facts.append(("Parameters of the derived network", f"{report.found.cost.num_params:,}"))
+        facts.append(("Multiply-accumulates for one image", f"{report.found.cost.num_macs:,}"))
+    facts += [(f"Took ({name})", duration(value)) for name, value in report.seconds.items()]
+    if report.images_per_s is not None:
+        facts.append(("Training images per second", significant(report.images_per_s)))
+    if report.rounds:
+        speeds = [value for value in _metric(report, "images_per_second") if value == value]
+        if speeds:
+            median = f"{significant(float(np.median(speeds)))} (median of the rounds)"
+            facts.append(("Training images per second of a worker", median))
+    if not facts:
+        return _missing("Nothing about cost is in the folder: it holds neither rounds nor an intact prior.")
+    charts = []
+    if report.rounds:
+        speed = [Line("Images per second", _metric(report, "images_per_second"))]
+        charts.append(
+            line_chart("Training images per second of a worker", "Round", "Images per second", _versions(report), speed)
+        )
+        seconds = [Line("Seconds", _metric(report, "round_seconds"))]
+        charts.append(line_chart("Wall clock of a round", "Round", "Seconds", _versions(report), seconds))
+    return joined(_facts(facts), element("h3", "Over the rounds") if charts else "", _charts(charts) if charts else "")
+
+
+def _configuration(report: Report) -> Markup:
+    parts: list[Content] = []
+    if report.facts or report.task is not None:
+        given = {**({} if report.task is None else {"task": report.task}), **report.facts}
+        rows = [[_code(name), _code(_written(value))] for name, value in flattened(given)]
+        title = "Task and prior" if report.task is not None else "Prior"
+        parts.append(_folded(title, data_table(["field", "value"], rows, title), is_open=True))
+    if report.config is None:
+        parts.append(
+            _missing("The study's configuration is not among an adaptation's results; it is in the run, or the study.")
+        )
+    else:
+        rows, num_defaults = _config_rows(report.config)
+        text = f"All {len(rows)} fields as they were resolved; {num_defaults} have their default."
+        parts.append(element("p", text))
+        parts.append(_folded("Resolved configuration", data_table(["field", "value", ""], rows, "Configuration")))
+    return joined(*parts)
+
+
+def _config_rows(config: StudyConfig) -> tuple[list[list[Markup]], int]:
+    """Fields with their values, marked where they are defaults; and how many are."""
+    defaults = dict(flattened(StudyConfig().model_dump(mode="json")))
+    rows, num_defaults = [], 0
+    for name, value in flattened(config.model_dump(mode="json")):
+        head, *rest = name.split(".")
+        # Every family has the defaults of the first.
+        key = ".".join([head, "0", *rest[1:]]) if head == "families" else name
+        is_default = key in defaults and defaults[key] == value
+        num_defaults += is_default
+        mark = element("span", "default", class_="note") if is_default else element("strong", "set")
+        rows.append([_code(name), _code(_written(value)), mark])
+    return rows, num_defaults
+
+
+def _environment(report: Report) -> Markup:
+    if report.environment is None:
+        return _missing(
+            "A run's folder does not record what it was computed with; results of adaptations and demos do."
+        )
+    return _facts([(name, _written(value)) for name, value in report.environment.items()])
+
+
+def _provenance(report: Report) -> Markup:
+    if not report.files:
+        return _missing("The folder holds no file.")
+    counts = {state: sum(file.state == state for file in report.files) for state in _STATES}
+    said = ", ".join(f"{count} {_COUNTED[state]}" for state, count in counts.items() if count)
+    total = sum(file.num_bytes for file in report.files if file.state != "missing")
+    text = f"{len(report.files)} files, {size(total)}: {said}. Sizes and SHA-256 were computed for this page."
+    rows = [_file_row(file) for file in report.files]
+    table = data_table(["file", "size", "SHA-256", "state"], rows, "Files")
+    return joined(element("p", text), _folded("Files", table, is_open=len(rows) <= 20))
+
+
+def _file_row(file: StoredFile) -> list[Content]:
+    state = element("span", _STATES[file.state], class_="bad" if file.state in ("altered", "missing") else None)
+    digest = element("code", file.sha256, class_="hash") if file.sha256 is not None else joined("-")
+    return [
+        _code(file.name),
+        element("span", size(file.num_bytes), title=f"{file.num_bytes:,} bytes", class_="size"),
+        digest,
+        state,
+    ]
+
+
+def duration(seconds: float) -> str:
+    """A duration as people say it: "0.8 s", "2 min 5 s", "3 h 20 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(num_bytes: int) -> str:
+    """A number of bytes as people say it."""
+    if num_bytes < 1024:
+        return f"{num_bytes} bytes"
+    value, unit = (num_bytes / 1024, "KiB") if num_bytes < 1 << 20 else (num_bytes / (1 << 20), "MiB")
+    return f"{value:.1f} {unit}" if value < 1024 else f"{value / 1024:.1f} GiB"
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    classes = task["classes"]
+    return f"{len(classes)} classes of {task['data']['source']}, {task['image_size']} pixels"
+
+
+def _last(panel: Accuracy, arm: str) -> str:
+    curve = panel.arms[arm]
+    text = f"{percent(curve.mean[-1])} after {panel.steps[-1]} steps"
+    if curve.low is not None and curve.high is not None:
+        text += f" (95 % interval {percent(curve.low[-1])} to {percent(curve.high[-1])})"
+    return text
+
+
+def _metric(report: Report, name: str) -> list[float]:
+    """A metric over the rounds; NaN where a round has none."""
+    return [values.get(name, float("nan")) for values in report.rounds]
+
+
+def _versions(report: Report) -> list[float]:
+    return [values["prior_version"] for values in report.rounds]
+
+
+def _labels(report: Report, metric: str) -> list[str]:
+    """Kinds of cell that a metric has, in order."""
+    if not report.rounds:
+        return []
+    names = [name for name in report.rounds[-1] if metric_name(name) == metric]
+    return list(dict.fromkeys(name.split("/")[1] for name in names if "/" in name))
+
+
+def _edge_names(num_edges: int) -> list[str]:
+    """Names of the edges of a cell with that many of them: "node 0 to 3"."""
+    num_nodes = next(nodes for nodes in range(1, num_edges + 1) if Topology(nodes).num_edges >= num_edges)
+    return [f"{_short(edge.source)}\N{RIGHTWARDS ARROW}{edge.node}" for edge in Topology(num_nodes).edges][:num_edges]
+
+
+def _short(source: int) -> str:
+    return source_name(source).removeprefix("node ")
+
+
+def _ranges(versions: Sequence[int]) -> str:
+    """Versions in words: "0, 48 to 50"."""
+    runs: list[list[int]] = []
+    for version in versions:
+        if runs and version == runs[-1][-1] + 1:
+            runs[-1].append(version)
+        else:
+            runs.append([version])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> Markup:
+    return element(
+        "dl", *(element("div", element("dt", name), element("dd", value)) for name, value in facts), class_="facts"
+    )
+
+
+def _charts(charts: Sequence[Markup]) -> Markup:
+    return element("div", *charts, class_="charts")
+
+
+def _folded(title: str, content: Markup, is_open: bool = False) -> Markup:
+    return element("details", element("summary", title), content, class_="printed", open="open" if is_open else None)
+
+
+def _missing(sentence: str) -> Markup:
+    return element("p", sentence, class_="missing")
+
+
+def _code(value: str) -> Markup:
+    return element("code", value)
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

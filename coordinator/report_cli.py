@@ -1,0 +1,117 @@
+"""The command that makes a page of a run, a demo, an adaptation or a job."""
+
+import re
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from common.errors import AdaptationError, ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
+from coordinator.client_cli import ServerOption, TokenOption
+
+if TYPE_CHECKING:
+    from coordinator.html_report.collect import Report
+
+# What draws and what calls the service waits until the command needs it.
+
+_messages = Console(stderr=True, highlight=False)
+
+PAGE = "report.html"
+_JOB = re.compile(r"(?:tenants/[^/]+/)?(studies/[^/]+/jobs/[^/]+)")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the command line."""
+    app.command()(report)
+
+
+def report(
+    subject: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER|JOB", help="Folder of a run, demo or adaptation; or studies/STUDY/jobs/ID."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help=f"File to write; {PAGE} in the folder by default, of a job in this one.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Writes one HTML file about a run, a demo, an adaptation or a job.
+
+    It needs no network and no scripts: curves, cells, the architecture posterior, cost, configuration, environment, and
+    the SHA-256 of every file.
+
+    Examples: `metasearch report runs/mine`, `metasearch report studies/mine/jobs/ID --out job.html --open`.
+    """
+    from coordinator.html_report.collect import collect
+    from coordinator.html_report.page import page
+
+    folder = Path(subject)
+    job = _JOB.fullmatch(subject)
+    if folder.is_dir():
+        target = out or folder / PAGE
+        _check(target)
+        content = page(collect(folder, leave_out=target))
+    elif job is not None:
+        target = out or Path(f"report-{job[1].rpartition('/')[2]}.html")
+        _check(target)
+        content = page(_of_job(job[1], server, token))
+    else:
+        raise NotFoundError(
+            f"there is no folder {subject}, and it is no job either; "
+            "give the folder of a run, a demo or an adaptation, or studies/STUDY/jobs/ID"
+        )
+    from common.storage import ArtifactFolder
+
+    ArtifactFolder(target.parent).write(target.name, content.encode())
+    _messages.print(f"The report is in {escape(str(target))}.", soft_wrap=True)
+    if show and not webbrowser.open(target.resolve().as_uri()):
+        _messages.print("No browser could be opened here; open the file in one.")
+
+
+def _check(target: Path) -> None:
+    """Refuses what cannot be a page's file, before anything is read or fetched."""
+    if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
+        raise InvalidInputError(f"--out must name an .html file, got {str(target)!r}")
+
+
+def _of_job(name: str, server: str | None, token: str | None) -> "Report":
+    """A job's report, of its artifacts in a folder that is gone afterwards."""
+    from coordinator.api.client import TERMINAL_STATES, SearchClient
+    from coordinator.api.connection import TOKEN_VARIABLE
+    from coordinator.api.stubs import search_pb2 as pb
+    from coordinator.html_report.collect import Manifest, Origin, collect
+    from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
+
+    local = DEFAULT_FOLDER / TOKEN_FILE
+    if token is None and local.is_file():
+        token = local.read_text("utf-8").strip()
+    with (
+        tempfile.TemporaryDirectory(prefix="metasearch-report-") as temporary,
+        SearchClient(server, token, patience_s=10.0) as client,
+    ):
+        try:
+            job = client.get_job(name)
+            if job.state not in TERMINAL_STATES:
+                raise NotFoundError(f"{name} has no result yet: metasearch watch {name}")
+            if job.state != pb.JOB_STATE_SUCCEEDED:
+                raise AdaptationError(
+                    f"{name} did not succeed, so there is nothing to report: metasearch result {name}"
+                )
+            if job.spec.WhichOneof("kind") != "adapt":
+                raise InvalidInputError(f"{name} is no adaptation and has no artifacts; give an adapt job")
+            client.download(name, Path(temporary))
+        except UnauthenticatedError as error:
+            raise UnauthenticatedError(f"{error}; give --token or {TOKEN_VARIABLE}") from None
+        except ForbiddenError as error:
+            raise ForbiddenError(f"{error}; ask for a token with that role") from None
+        listed = {each.name: Manifest(each.num_bytes, each.sha256) for each in job.artifacts}
+        began, ended = (
+            stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC") for stamp in (job.start_time, job.end_time)
+        )
+        return collect(Path(temporary), Origin(name, began, ended, listed))
