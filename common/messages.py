@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import InnerConfig, NetworkConfig, RelaxationKind, SpaceConfig, StudyConfig
+from common.config import DatasetRef, InnerConfig, NetworkConfig, RelaxationKind, SpaceConfig, StudyConfig
 from common.derivation import Limits
+from common.evaluate_config import EvaluateConfig
 from common.meta.aggregate import FixedPointSum
 from common.meta.prior import Vector
 from common.space.genotype import DerivationRule, Genotype
@@ -224,6 +225,32 @@ class JobRequest:
 
 
 @dataclass(frozen=True)
+class EvaluateRequest:
+    """A full network to train from scratch and to test, for a while: the next call goes on where this one stops.
+
+    Attributes:
+        job_id: names the job.
+        attempt: how often it has been started, this time included.
+        genotype: of the network.
+        config: the recipe.
+        data: images; with `file`, `data.source` is only their name.
+        file: what to fetch first. None where the worker has the data.
+        result_url: folder for the results of this attempt, next to those of earlier ones, whose checkpoints it goes on
+            from. No other attempt at work may share it.
+        slice_s: seconds of training after which the call stops, so that others get their turn.
+    """
+
+    job_id: str
+    attempt: int
+    genotype: Genotype
+    config: EvaluateConfig
+    data: DatasetRef
+    file: DatasetFile | None
+    result_url: str
+    slice_s: float
+
+
+@dataclass(frozen=True)
 class Interim:
     """The best that a running job has found so far: at which step, its held-out accuracy, its architecture."""
 
@@ -255,4 +282,21 @@ class JobResult:
     job_id: str
     update: LocalUpdate | None
     summary: Mapping[str, Any]
+    artifacts: tuple[ArtifactInfo, ...]
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What a call with an `EvaluateRequest` came to.
+
+    Attributes:
+        job_id: of the job.
+        epochs_done: so far.
+        summary: plain values, as JSON holds them; None where the training is not over.
+        artifacts: the files that the job's manifest lists; none where the training is not over.
+    """
+
+    job_id: str
+    epochs_done: int
+    summary: Mapping[str, Any] | None
     artifacts: tuple[ArtifactInfo, ...]

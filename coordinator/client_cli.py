@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from common.errors import AdaptationError, ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
+from common.evaluate_config import PRESETS
 from common.loading import preset_names
 from coordinator.api.client import SearchClient
 from coordinator.api.connection import DEFAULT_ADDRESS, TERMINAL_STATES, TOKEN_VARIABLE
 from coordinator.api.stubs import search_pb2 as pb
+from coordinator.genotypes import genotype_of
 from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
 
 _messages = Console(stderr=True, highlight=False)
@@ -124,6 +126,21 @@ def submit(
     max_macs: Annotated[int | None, typer.Option(min=1, help="Multiply-accumulates that it may take.")] = None,
     contribute: Annotated[bool, typer.Option("--contribute", help="Let the update enter the prior.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Chooses images, and classes where they are drawn.")] = 0,
+    evaluated: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate",
+            metavar="GENOTYPE",
+            help="Train this genotype's full network from scratch instead, and test it.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help=f"With --evaluate: {', '.join(PRESETS)}; cifar10 by default.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="With --evaluate: changes a field of the recipe."),
+    ] = None,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 goes first; 4 by default.")] = None,
     needs_gpu: Annotated[bool, typer.Option("--gpu", help="Only run on workers with a GPU.")] = False,
     queue_timeout_s: Annotated[float, typer.Option(min=0, help="Fail if it has not started by then; a day.")] = 0.0,
@@ -134,10 +151,23 @@ def submit(
     token: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Submits a task: adapts the study's prior to it.
+    """Submits a task: adapts the study's prior to it. With `--evaluate`, trains a full network from scratch instead.
 
-    Example: `metasearch submit --study mine --data photos/ --steps 20 --wait`.
+    Examples: `metasearch submit --study mine --data photos/ --steps 20 --wait`,
+    `metasearch submit --study mine --data photos/ --evaluate result/result.json --set epochs=50 --wait`.
     """
+    adapting = {
+        "--classes": classes,
+        "--steps": steps,
+        "--image-size": image_size,
+        "--train-per-class": train_per_class,
+        "--test-per-class": test_per_class,
+        "--version": version,
+        "--max-params": max_params,
+        "--max-macs": max_macs,
+        "--contribute": contribute or None,
+    }
+    _check_kind(evaluated, adapting, {"--recipe": recipe, "--set": overrides})
     rule = f"DERIVATION_RULE_{derivation.upper()}"
     if rule not in pb.DerivationRule.keys():  # noqa: SIM118 not a dict
         raise InvalidInputError(f"--derive must be top2_pairs, darts or sample, got {derivation!r}")
@@ -148,15 +178,23 @@ def submit(
             raise InvalidInputError(f"--request-id must be a UUID4, got {request_id!r}") from None
     names = [name.strip() for name in classes.split(",") if name.strip()] if classes else []
     drawn = int(names[0]) if len(names) == 1 and names[0].isdecimal() else None
+    options: dict[str, Any] = {
+        "request_id": request_id,
+        "validate_only": dry_run,
+        "priority": priority,
+        "needs_gpu": needs_gpu,
+        "queue_timeout_s": queue_timeout_s,
+    }
+    genotype = None if evaluated is None else genotype_of(evaluated)
     with _client(server, token) as client:
+        if genotype is not None:
+            job = client.evaluate(_study(study), data, genotype.to_json(), recipe or "", overrides or [], **options)
+            _after_create(client, job, dry_run, wait, as_json)
+            return
         job = client.submit(
             _study(study),
             data,
-            request_id=request_id,
-            validate_only=dry_run,
-            priority=priority,
-            needs_gpu=needs_gpu,
-            queue_timeout_s=queue_timeout_s,
+            **options,
             classes=None if drawn is not None else names,
             num_ways=drawn,
             steps=steps,
@@ -170,10 +208,7 @@ def submit(
             contribute=contribute,
             seed=seed,
         )
-        if dry_run:
-            _show(job, as_json, "The job is fine; nothing was created.")
-            return
-        _after_submit(client, job, wait, as_json)
+        _after_create(client, job, dry_run, wait, as_json)
 
 
 def jobs(
@@ -198,7 +233,8 @@ def jobs(
         return
     table = Table("job", "kind", "state", "progress", "accuracy", "note", show_edge=False)
     for job in found:
-        accuracy = job.adapt_result.accuracy if job.HasField("adapt_result") else None
+        found_result = job.WhichOneof("result")
+        accuracy = getattr(job, found_result).accuracy if found_result in ("adapt_result", "evaluate_result") else None
         if accuracy is None and job.progress.HasField("accuracy"):
             accuracy = job.progress.accuracy
         table.add_row(
@@ -324,6 +360,22 @@ def _client(server: str | None, token: str | None) -> Iterator[SearchClient]:
             raise ForbiddenError(f"{error}; ask for a token with that role") from None
 
 
+def _check_kind(evaluated: str | None, adapting: Mapping[str, Any], evaluating: Mapping[str, Any]) -> None:
+    """Refuses options of the other kind of job."""
+    others, remedy = (evaluating, "add --evaluate GENOTYPE, or leave it out")
+    if evaluated is not None:
+        others, remedy = adapting, "leave it out with --evaluate; --set changes the recipe"
+    for name in (name for name, value in others.items() if value is not None):
+        raise InvalidInputError(f"{name}: {remedy}")
+
+
+def _after_create(client: SearchClient, job: pb.Job, dry_run: bool, wait: bool, as_json: bool) -> None:
+    if dry_run:
+        _show(job, as_json, "The job is fine; nothing was created.")
+    else:
+        _after_submit(client, job, wait, as_json)
+
+
 def _after_submit(client: SearchClient, job: pb.Job, wait: bool, as_json: bool) -> None:
     if wait:
         if not as_json:
@@ -382,6 +434,13 @@ def _summarise(job: pb.Job) -> None:
         _messages.print(
             f"probability {found.genotype_probability:.3g}; {found.num_params:,} parameters, {found.num_macs:,} MACs; "
             f"from prior version {found.prior_version}"
+        )
+    if job.HasField("evaluate_result"):
+        tested = job.evaluate_result
+        _messages.print(
+            f"accuracy {tested.accuracy:.4f}, 95 % interval {tested.accuracy_low:.4f} to {tested.accuracy_high:.4f}, "
+            f"on {tested.num_test} test images after {tested.epochs} epochs; {tested.num_params:,} parameters, "
+            f"{tested.num_macs:,} MACs"
         )
     if job.HasField("meta_train_result"):
         found_prior = job.meta_train_result

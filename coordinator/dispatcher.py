@@ -21,13 +21,12 @@ from common.errors import (
     QuotaError,
     UnavailableError,
 )
-from common.messages import AdaptRequest, JobRequest, PartialSumRequest
 from common.meta.prior import Prior
 from coordinator.fairness import MAX_BACK_OFF_S, pick
-from coordinator.jobs import AdaptSpec, Failure, FailureReason, Job, JobState
-from coordinator.pool import MAX_IN_FLIGHT, Outcome
+from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, Job, JobState
+from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
-from coordinator.runs import AdaptRun, Run, TrainRun
+from coordinator.runs import AdaptRun, EvaluateRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore, SupersededError
 from workers.actor import WorkerStatus
@@ -57,7 +56,7 @@ class Pool(Protocol):
         """Calls without an outcome yet."""
         ...
 
-    def submit(self, key: str, request: AdaptRequest | PartialSumRequest | JobRequest, prior: Prior) -> None:
+    def submit(self, key: str, request: Call, prior: Prior | None) -> None:
         """Queues a call."""
         ...
 
@@ -177,7 +176,7 @@ class Dispatcher:
 
     # For runs
 
-    def submit(self, run: Run, key: str, request: AdaptRequest | PartialSumRequest | JobRequest, prior: Prior) -> None:
+    def submit(self, run: Run, key: str, request: Call, prior: Prior | None) -> None:
         """Hands a call of a run to the pool."""
         self._owner_of[key] = run.job.job_id
         self.pool.submit(key, request, prior)
@@ -261,7 +260,7 @@ class Dispatcher:
             self.logger.info("%s", error)
             return False
         self.logger.info("job %s starts, attempt %d", job.name, job.attempt)
-        run: Run = AdaptRun(self, job) if isinstance(job.spec, AdaptSpec) else TrainRun(self, job)
+        run = _run_of(self, job)
         self._runs[job.job_id] = run
 
         def begin(run: Run) -> None:
@@ -422,6 +421,12 @@ class Dispatcher:
                     self._changed.add(topic)
                 else:
                     self._look_at_queue = True
+
+
+def _run_of(dispatcher: Dispatcher, job: Job) -> Run:
+    if isinstance(job.spec, AdaptSpec):
+        return AdaptRun(dispatcher, job)
+    return EvaluateRun(dispatcher, job) if isinstance(job.spec, EvaluateSpec) else TrainRun(dispatcher, job)
 
 
 def _reason(error: MetaSearchError) -> FailureReason:

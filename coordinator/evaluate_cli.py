@@ -10,20 +10,19 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic_core import from_json
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common.config import DatasetRef
-from common.errors import INTERRUPTED_EXIT_CODE, ConflictError, InvalidInputError, NotFoundError, UnavailableError
+from common.errors import INTERRUPTED_EXIT_CODE, ConflictError, InvalidInputError
 from common.evaluate_config import PRESETS, check_same_recipe, load_evaluate_config, validate_evaluate_config
 from common.loading import apply_overrides
-from common.network_config import read_stored_network
 from common.space.genotype import Genotype
 from common.space.released import RELEASED
 from common.storage import ArtifactFolder
+from coordinator.genotypes import genotype_of
 
 if TYPE_CHECKING:
     import torch
@@ -242,7 +241,7 @@ def _new(folder: ArtifactFolder, given: dict[str, Any], overrides: Sequence[str]
     source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
     plan = EvaluationPlan(
         name=given["GENOTYPE"],
-        genotype=_genotype(given["GENOTYPE"]),
+        genotype=genotype_of(given["GENOTYPE"]),
         config=load_evaluate_config(given["--preset"] or _DEFAULT_PRESET, overrides),
         data=DatasetRef(source=source, root=given["--root"]),
         num_random=given["--random"] or 0,
@@ -263,35 +262,6 @@ def _resumed(folder: ArtifactFolder, given: dict[str, Any], overrides: Sequence[
     config = validate_evaluate_config(tree)
     check_same_recipe(plan.config, config)
     return plan.model_copy(update={"config": config})
-
-
-def _genotype(name: str) -> Genotype:
-    """The genotype that a released name, a JSON file or a network's folder stands for.
-
-    Raises:
-        NotFoundError: there is no such name, file or network.
-        InvalidInputError: the file holds no genotype.
-    """
-    if name in RELEASED:
-        return RELEASED[name]
-    path = Path(name)
-    if path.is_dir() or "://" in name:
-        return read_stored_network(ArtifactFolder(name)).genotype
-    try:
-        content = from_json(path.read_bytes())
-    except FileNotFoundError:
-        raise NotFoundError(f"there is no file and no genotype {name!r}; released are {', '.join(RELEASED)}") from None
-    except OSError as error:
-        raise UnavailableError(f"cannot read {name}: {error}") from None
-    except ValueError as error:
-        raise InvalidInputError(f"{name} is not JSON: {error}") from None
-    # Results of adaptations and of evaluations hold their genotype among other things.
-    if isinstance(content, dict) and "genotype" in content and "cells" not in content:
-        content = content["genotype"]
-    try:
-        return Genotype.from_json(json.dumps(content))
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{name}: {error}") from None
 
 
 def _show(results: Sequence[dict[str, Any]]) -> None:

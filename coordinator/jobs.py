@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from common.config import Frozen
+from common.config import DatasetRef, Frozen
 from common.derivation import Limits
 from common.errors import ConflictError
-from common.space.genotype import DerivationRule
+from common.evaluate_config import EvaluateConfig
+from common.space.genotype import DerivationRule, Genotype
 from common.tasks import DatasetFile, TaskChoice
 
 
@@ -107,7 +108,25 @@ class MetaTrainSpec(Frozen):
         return True
 
 
-JobSpec = Annotated[AdaptSpec | MetaTrainSpec, Field(discriminator="kind")]
+class EvaluateSpec(Frozen):
+    """Train the full network of a genotype from scratch, and test it. The study's prior has no part in it."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    genotype: Genotype
+    config: EvaluateConfig
+    """The resolved recipe."""
+    data: DatasetRef
+    """The images; with `file`, `data.source` is only their name."""
+    file: DatasetFile | None = None
+    """A data file that workers fetch."""
+
+    @property
+    def moves_prior(self) -> bool:
+        """See `AdaptSpec.moves_prior`."""
+        return False
+
+
+JobSpec = Annotated[AdaptSpec | MetaTrainSpec | EvaluateSpec, Field(discriminator="kind")]
 
 
 class Failure(Frozen):

@@ -12,11 +12,14 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError, MetaSearchError
-from common.messages import AdaptRequest, JobRequest, PartialSumRequest, span_of
+from common.messages import AdaptRequest, EvaluateRequest, JobRequest, PartialSumRequest, span_of
 from common.meta.prior import Prior
 from coordinator.cluster import cause_of
 from coordinator.rounds import Request, Result
 from workers.actor import STATUS_GROUP, SearchWorker, WorkerStatus
+
+Call = AdaptRequest | PartialSumRequest | JobRequest | EvaluateRequest
+"""What a worker can be asked for."""
 
 MAX_IN_FLIGHT = 2
 _POLL_S = 1.0
@@ -45,14 +48,16 @@ class Outcome:
 @dataclass(frozen=True)
 class _Call:
     key: str
-    request: AdaptRequest | PartialSumRequest | JobRequest
-    prior: Prior
+    request: Call
+    prior: Prior | None
 
     @property
     def method(self) -> str:
         """The worker's method that answers it."""
         if isinstance(self.request, PartialSumRequest):
             return "adapt_many"
+        if isinstance(self.request, EvaluateRequest):
+            return "evaluate"
         return "run_job" if isinstance(self.request, JobRequest) else "adapt"
 
     @property
@@ -150,8 +155,14 @@ class RayPool:
             ray.kill(worker.handle)
             self._workers.remove(worker)
 
-    def submit(self, key: str, request: AdaptRequest | PartialSumRequest | JobRequest, prior: Prior) -> None:
-        """Queues a call: to adapt to one task or to several, or to run a whole job. `key` names its outcome."""
+    def submit(self, key: str, request: Call, prior: Prior | None) -> None:
+        """Queues a call: to adapt to one task or to several, or to run a job or a part of it.
+
+        Args:
+            key: names the outcome.
+            request: what to do.
+            prior: to start from; None for an `EvaluateRequest`, which takes none.
+        """
         self._waiting.append(_Call(key, request, prior))
 
     def poll(self, timeout_s: float) -> list[Outcome]:
@@ -302,7 +313,8 @@ class RayPool:
             call = self._waiting.popleft()
             if not worker.in_flight:
                 worker.head_since_s = self._now_s()
-            ref = getattr(worker.handle, call.method).remote(call.request, self._put(call.prior))
+            priors = () if call.prior is None else (self._put(call.prior),)
+            ref = getattr(worker.handle, call.method).remote(call.request, *priors)
             worker.in_flight.append((ref, call))
 
     def _outcome(self, worker: _Worker, ref: Any) -> Outcome:

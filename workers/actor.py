@@ -12,6 +12,8 @@ from common.errors import AdaptationError, MetaSearchError
 from common.messages import (
     AdaptRequest,
     AdaptResult,
+    EvaluateRequest,
+    EvaluateResult,
     Interim,
     JobRequest,
     JobResult,
@@ -20,8 +22,9 @@ from common.messages import (
 )
 from common.meta.prior import Prior
 from workers.device import choose_device
-from workers.job import run_job
+from workers.job import run_evaluation, run_job
 from workers.runner import TaskRunner
+from workers.training import TrainProgress
 
 STATUS_GROUP = "status"
 
@@ -35,7 +38,7 @@ class WorkerStatus:
         pid: of its process.
         device: that it computes on.
         task_id: of the task or job at hand, None while idle.
-        steps_done: inner steps of that task.
+        steps_done: inner steps of that task, or epochs of a full network.
         interim: best found so far, for a job.
     """
 
@@ -80,6 +83,17 @@ class SearchWorker:
         """Does all of a job; see `workers.job.run_job`."""
         with self._at_work_on(request.job_id):
             return run_job(self._runner, prior, request, self._note_step, self._note_interim)
+
+    def evaluate(self, request: EvaluateRequest) -> EvaluateResult:
+        """Does a part of a job that trains a full network; see `workers.job.run_evaluation`."""
+
+        def note(progress: TrainProgress) -> None:
+            self._note_step(progress.epochs_done)
+            if progress.last is not None and progress.last.accuracy is not None:
+                self._note_interim(Interim(progress.epochs_done, progress.last.accuracy, request.genotype))
+
+        with self._at_work_on(request.job_id):
+            return run_evaluation(request, self._runner.device, note)
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def status(self) -> WorkerStatus:

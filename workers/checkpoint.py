@@ -5,8 +5,9 @@ A folder of checkpoints:
     checkpoint.json               all else, with the file's name, size and SHA-256; written last, replaced as a whole
 """
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -120,6 +121,27 @@ class CheckpointFolder:
             if other.startswith(_STEM) and other != stem:
                 self.folder.remove(other + _SUFFIX)
 
+    def adopt_(self, others: Iterable["CheckpointFolder"]) -> None:
+        """Copies the newest intact checkpoint of other folders, unless this one has a checkpoint itself.
+
+        Raises:
+            UnavailableError: the storage refuses.
+        """
+        if self.folder.exists(CHECKPOINT):
+            return
+        found: list[tuple[Checkpoint, CheckpointFolder]] = []
+        for other in others:
+            with contextlib.suppress(NotFoundError, CorruptArtifactError):
+                found.append((other._manifest(), other))
+        for checkpoint, other in sorted(found, key=lambda pair: pair[0].state.steps_done, reverse=True):
+            with contextlib.suppress(
+                CorruptArtifactError
+            ):  # whoever wrote it may have been killed, or still be at work
+                data = other._data(checkpoint)
+                self.folder.write(checkpoint.file, data)
+                self.folder.write(CHECKPOINT, checkpoint.model_dump_json(indent=2).encode())
+                return
+
     def load(self, subject: TrainingSubject) -> tuple[TrainingState, dict[str, Tensor]] | None:
         """The stored checkpoint, on the CPU; None where there is none.
 
@@ -128,21 +150,31 @@ class CheckpointFolder:
             CorruptArtifactError: it is truncated or altered.
             UnavailableError: the storage refuses.
         """
+        try:
+            checkpoint = self._manifest()
+        except NotFoundError:
+            return None
+        _check_same(checkpoint.subject, subject, self.folder.url)
+        try:
+            tensors: dict[str, Tensor] = load_tensors(self._data(checkpoint))
+        except SafetensorError as error:
+            path = self.folder.path(checkpoint.file)
+            raise CorruptArtifactError(f"{path} is not a safetensors file: {error}; {_REMEDY}") from None
+        return checkpoint.state, tensors
+
+    def _manifest(self) -> Checkpoint:
         path = self.folder.path(CHECKPOINT)
         try:
             checkpoint = Checkpoint.model_validate_json(self.folder.read(CHECKPOINT))
-        except NotFoundError:
-            return None
         except ValidationError as error:
             raise CorruptArtifactError(f"{path} is not a checkpoint: {explain(error)}; {_REMEDY}") from None
         if checkpoint.format != CHECKPOINT_FORMAT:
             raise CorruptArtifactError(
                 f"{path} has format {checkpoint.format}, this program reads {CHECKPOINT_FORMAT}; {_REMEDY}"
             )
-        _check_same(checkpoint.subject, subject, self.folder.url)
-        return checkpoint.state, self._tensors(checkpoint)
+        return checkpoint
 
-    def _tensors(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    def _data(self, checkpoint: Checkpoint) -> bytes:
         path = self.folder.path(checkpoint.file)
         try:
             data = self.folder.read(checkpoint.file)
@@ -150,11 +182,7 @@ class CheckpointFolder:
             raise CorruptArtifactError(f"{path} is missing; {_REMEDY}") from None
         if len(data) != checkpoint.num_bytes or hashlib.sha256(data).hexdigest() != checkpoint.sha256:
             raise CorruptArtifactError(f"{path} is not what {CHECKPOINT} says; {_REMEDY}")
-        try:
-            tensors: dict[str, Tensor] = load_tensors(data)
-        except SafetensorError as error:
-            raise CorruptArtifactError(f"{path} is not a safetensors file: {error}; {_REMEDY}") from None
-        return tensors
+        return data
 
 
 _REMEDY = "remove the folder to train from the start"

@@ -1,14 +1,21 @@
-"""A job: adapts to a task that a user brings, and stores what was found.
+"""A job: adapts to a task that a user brings, or trains and tests a full network, and stores what was found.
 
-A job's folder:
+The folder of a job that adapts:
     weights.safetensors    the adapted vectors, see `AdaptResult.weights`
     result.json            all else that was found, see `describe`
     manifest.json          names, sizes and SHA-256 of both, written last: a result without one is not complete
+
+Of one that evaluates:
+    checkpoints/           see `workers.checkpoint`
+    weights.safetensors, network.json    the trained network, see `common.network_config`
+    result.json            all else, see `workers.evaluate.describe`
+    manifest.json          as above, of the three files
 """
 
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,6 +33,8 @@ from common.messages import (
     AdaptRequest,
     AdaptResult,
     ArtifactInfo,
+    EvaluateRequest,
+    EvaluateResult,
     Evaluation,
     Interim,
     JobRequest,
@@ -33,14 +42,21 @@ from common.messages import (
 )
 from common.meta.posterior import num_categoricals
 from common.meta.prior import Prior
+from common.network_config import NETWORK
+from common.nn.stored import save_network
 from common.space.genotype import DerivationRule, Genotype, derive
 from common.storage import ArtifactFolder
 from common.tasks import LearningTask
+from workers.checkpoint import CheckpointFolder
 from workers.data.cache import cache_root
 from workers.data.choice import task_of
 from workers.data.fetch import fetch
+from workers.data.whole import load_whole
 from workers.environment import environment
+from workers.evaluate import CHECKPOINTS, EvaluationPlan
+from workers.evaluate import describe as describe_evaluation
 from workers.runner import TaskRunner
+from workers.training import TrainProgress, train
 
 # Every job's task has this id, for its random numbers: equal requests find the same, whatever the job is called.
 TASK_ID = "adapt"
@@ -108,6 +124,59 @@ def run_job(
         summary=_summary(content),
         artifacts=_store(ArtifactFolder(request.result_url), result.weights, content),
     )
+
+
+def run_evaluation(
+    request: EvaluateRequest,
+    device: torch.device,
+    on_progress: Callable[[TrainProgress], None] = lambda progress: None,
+    clock_s: Callable[[], float] = time.monotonic,
+) -> EvaluateResult:
+    """Trains a full network for a while, from where an earlier call or attempt stopped; once done, tests and stores it.
+
+    Args:
+        request: what to do.
+        device: to compute on.
+        on_progress: called after every step.
+        clock_s: seconds.
+
+    Raises:
+        InvalidInputError: the images or the recipe do not fit.
+        MetaSearchError: of the other kinds, as `run_job` and `workers.training.train`.
+    """
+    data = request.data
+    if request.file is not None:
+        data = data.model_copy(update={"source": str(fetch(request.file, cache_root()))})
+    source = load_whole(data, request.config)
+    folder = ArtifactFolder(request.result_url)
+    checkpoints = ArtifactFolder(f"{request.result_url}/{CHECKPOINTS}")
+    CheckpointFolder(checkpoints).adopt_(_earlier_checkpoints(request.result_url))
+    ends_s = clock_s() + request.slice_s
+    outcome = train(
+        request.genotype,
+        request.config,
+        source,
+        checkpoints,
+        device,
+        on_progress=on_progress,
+        should_stop=lambda: clock_s() >= ends_s,
+        clock_s=clock_s,
+    )
+    if outcome.tested is None:
+        return EvaluateResult(request.job_id, outcome.state.epoch, None, ())
+    plan = EvaluationPlan(name=request.job_id, genotype=request.genotype, config=request.config, data=request.data)
+    content = describe_evaluation(plan, source, outcome, num_processes=1)
+    content["job"] = {
+        "job_id": request.job_id,
+        "attempt": request.attempt,
+        "file": None if request.file is None else request.file.model_dump(mode="json"),
+    }
+    folder.remove(MANIFEST)  # of an earlier call: it speaks for files that are about to change
+    stored = save_network(folder, outcome.network)
+    network = ArtifactInfo(WEIGHTS, stored.num_bytes, stored.sha256)
+    artifacts = (network, _info(NETWORK, folder.read(NETWORK)), *_write(folder, {RESULT: _json(content)}))
+    _write_manifest(folder, artifacts)
+    return EvaluateResult(request.job_id, outcome.state.epoch, _evaluation_summary(content), artifacts)
 
 
 def check_limits(rule: DerivationRule, limits: Limits) -> None:
@@ -250,15 +319,56 @@ def _store(
 ) -> tuple[ArtifactInfo, ...]:
     files = {
         WEIGHTS: save_tensors({name: np.ascontiguousarray(vector) for name, vector in weights.items()}),
-        RESULT: json.dumps(content, indent=2, allow_nan=False).encode(),
+        RESULT: _json(content),
     }
-    artifacts = tuple(ArtifactInfo(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items())
     folder.remove(MANIFEST)  # of an earlier attempt: it speaks for files that are about to change
+    artifacts = _write(folder, files)
+    _write_manifest(folder, artifacts)
+    return artifacts
+
+
+def _write(folder: ArtifactFolder, files: Mapping[str, bytes]) -> tuple[ArtifactInfo, ...]:
     for name, data in files.items():
         folder.write(name, data)
+    return tuple(_info(name, data) for name, data in files.items())
+
+
+def _info(name: str, data: bytes) -> ArtifactInfo:
+    return ArtifactInfo(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _write_manifest(folder: ArtifactFolder, artifacts: tuple[ArtifactInfo, ...]) -> None:
     manifest = {"format": MANIFEST_FORMAT, "artifacts": [asdict(artifact) for artifact in artifacts]}
     folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
-    return artifacts
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, allow_nan=False).encode()
+
+
+def _earlier_checkpoints(result_url: str) -> list[CheckpointFolder]:
+    """Those of the folders beside this attempt's, which are of earlier attempts."""
+    job_url, _, own = result_url.rstrip("/").rpartition("/")
+    names = ArtifactFolder(job_url).names("", "")
+    return [CheckpointFolder(ArtifactFolder(f"{job_url}/{name}/{CHECKPOINTS}")) for name in names if name != own]
+
+
+def _evaluation_summary(content: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = content["interval_95"]
+    fields = ("epoch", "lr", "train_loss_nats", "train_accuracy", "accuracy")
+    return {
+        "genotype": content["genotype"],
+        "accuracy": content["accuracy"],
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "num_test": content["num_test"],
+        "num_params": content["network"]["num_params"],
+        "num_macs": content["network"]["num_macs"],
+        "epochs": content["epochs"],
+        "ended_by": content["ended_by"],
+        "train_s": content["train_s"],
+        "learning_curve": [{name: record[name] for name in fields} for record in content["learning_curve"]],
+    }
 
 
 def _plain(genotype: Genotype) -> Any:

@@ -11,7 +11,7 @@ from grpc import aio
 
 from common.errors import InvalidInputError, NotFoundError
 from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.requests import adapt_spec, job_request, study_request
+from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.transfer import (
@@ -94,10 +94,7 @@ class AsyncSearchClient(Connection):
         if spec is None:
             if data is None:
                 raise InvalidInputError("submit needs data or spec")
-            known = named_source(data)
-            if known is None:
-                known = pb.DataSource(dataset=(await self.upload(Path(str(data)))).name)
-            spec = adapt_spec(known, adapt)
+            spec = adapt_spec(await self._source(data), adapt)
         request = job_request(
             study, spec, request_id, validate_only, priority, needs_gpu, queue_timeout_s, max_attempts
         )
@@ -106,6 +103,19 @@ class AsyncSearchClient(Connection):
     async def meta_train(self, study: str, until_version: int = 0, **options: Any) -> pb.Job:
         """See `SearchClient.meta_train`."""
         spec = pb.JobSpec(meta_train=pb.MetaTrainSpec(until_version=until_version))
+        return await self.submit(study, spec=spec, **options)
+
+    async def evaluate(
+        self,
+        study: str,
+        data: str | Path | pb.DataSource,
+        genotype: str | Mapping[str, Any],
+        preset: str = "",
+        overrides: Sequence[str] = (),
+        **options: Any,
+    ) -> pb.Job:
+        """See `SearchClient.evaluate`."""
+        spec = evaluate_spec(await self._source(data), genotype, preset, overrides)
         return await self.submit(study, spec=spec, **options)
 
     async def get_job(self, name: str) -> pb.Job:
@@ -208,6 +218,10 @@ class AsyncSearchClient(Connection):
                 except aio.AioRpcError as error:
                     await asyncio.sleep(patience.bear(error, BROKEN))
         return target
+
+    async def _source(self, data: str | Path | pb.DataSource) -> pb.DataSource:
+        known = named_source(data)
+        return known if known is not None else pb.DataSource(dataset=(await self.upload(Path(str(data)))).name)
 
     async def _pages(self, method: str, request: Any) -> AsyncIterator[Any]:
         while True:

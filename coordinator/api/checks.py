@@ -73,9 +73,8 @@ def check_sources(config: StudyConfig, prefixes: Sequence[str]) -> None:
             raise FieldError(f"{field}.root", f"is not below an allowed URL, got {family.data.root[:200]!r}")
 
 
-def allowed_file(url: str, prefixes: Sequence[str]) -> DatasetFile:
+def allowed_file(url: str, prefixes: Sequence[str], field: str = "spec.adapt.data.url") -> DatasetFile:
     """The file at a URL of a request, which must be below one of the prefixes."""
-    field = "spec.adapt.data.url"
     if not is_allowed(url, prefixes):
         allowed = ", ".join(prefixes) or "none"
         raise FieldError(field, f"is not below an allowed prefix ({allowed}), got {url[:200]!r}")

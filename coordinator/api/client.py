@@ -25,7 +25,7 @@ from google.protobuf.message import Message
 from common.errors import InvalidInputError, NotFoundError
 from coordinator.api.async_client import AsyncSearchClient
 from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.requests import adapt_spec, job_request, study_request
+from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.transfer import (
@@ -144,6 +144,27 @@ class SearchClient(Connection):
         """Submits a job that runs the study's rounds, up to a version of the prior."""
         spec = pb.JobSpec(meta_train=pb.MetaTrainSpec(until_version=until_version))
         return self.submit(study, spec=spec, **options)
+
+    def evaluate(
+        self,
+        study: str,
+        data: str | Path | pb.DataSource,
+        genotype: str | Mapping[str, Any],
+        preset: str = "",
+        overrides: Sequence[str] = (),
+        **options: Any,
+    ) -> pb.Job:
+        """Submits a job that trains a full network from scratch and tests it.
+
+        Args:
+            study: `studies/{study}`.
+            data: as in `submit`.
+            genotype: its JSON, plain values of it, or the name of a published one.
+            preset: recipe; cifar10 where empty.
+            overrides: changes of single fields of the recipe, `epochs=50`.
+            **options: as in `submit`.
+        """
+        return self.submit(study, spec=evaluate_spec(self._source(data), genotype, preset, overrides), **options)
 
     def get_job(self, name: str) -> pb.Job:
         """A job by name."""

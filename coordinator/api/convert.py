@@ -10,19 +10,23 @@ from pydantic import ValidationError
 
 from common.config import DatasetRef, StudyConfig, explain, validate
 from common.derivation import Limits
-from common.errors import InvalidInputError
+from common.errors import InvalidInputError, NotFoundError
+from common.evaluate_config import EvaluateConfig, load_evaluate_config
 from common.loading import apply_overrides, preset_names, preset_tree
-from common.space.genotype import DerivationRule
+from common.network_config import cell_plans
+from common.space.genotype import DerivationRule, Genotype
+from common.space.released import RELEASED
 from common.tasks import DatasetFile, TaskChoice
 from coordinator.api.errors import FieldError
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.jobs import AdaptSpec, FailureReason, Job, JobSpec, JobState, MetaTrainSpec
+from coordinator.jobs import AdaptSpec, EvaluateSpec, FailureReason, Job, JobSpec, JobState, MetaTrainSpec
 from coordinator.store.records import DatasetRecord, Head, PriorPointer, Study
 
 ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 UUID4_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 LATEST = "latest"
+_RECIPE = "cifar10"
 
 _RULES: Mapping[pb.DerivationRule, DerivationRule] = {
     pb.DERIVATION_RULE_UNSPECIFIED: "top2_pairs",
@@ -166,10 +170,12 @@ def job_spec(spec: pb.JobSpec, config: StudyConfig) -> JobSpec:
     """
     kind = spec.WhichOneof("kind")
     if kind is None:
-        raise FieldError("spec.kind", "give adapt or meta_train")
+        raise FieldError("spec.kind", "give adapt, meta_train or evaluate")
     try:
         if kind == "meta_train":
             return MetaTrainSpec(until_version=spec.meta_train.until_version or None)
+        if kind == "evaluate":
+            return _evaluate_spec(spec.evaluate)
         return _adapt_spec(spec.adapt, config)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -215,8 +221,30 @@ def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
     )
 
 
-def with_file(spec: AdaptSpec, name: str, file: DatasetFile) -> AdaptSpec:
+def _evaluate_spec(spec: pb.EvaluateSpec) -> EvaluateSpec:
+    try:
+        genotype = RELEASED.get(spec.genotype_json) or Genotype.from_json(spec.genotype_json)
+    except InvalidInputError as error:
+        raise FieldError("spec.evaluate.genotype_json", str(error)) from None
+    try:
+        config = load_evaluate_config(spec.preset or _RECIPE, list(spec.overrides))
+        # Any number of classes and channels will do to find a kind of cell that no full network has.
+        tuple(cell_plans(genotype, config.network(2, 1)))
+    except RecursionError:
+        raise FieldError("spec.evaluate.overrides", "a value is nested too deeply") from None
+    except NotFoundError as error:
+        raise FieldError("spec.evaluate.preset", str(error)) from None
+    except InvalidInputError as error:
+        field = "genotype_json" if "cell kinds" in str(error) else "overrides"
+        raise FieldError(f"spec.evaluate.{field}", str(error)) from None
+    data = DatasetRef(source=spec.data.builtin or "uploaded")
+    return EvaluateSpec(genotype=genotype, config=config, data=data)
+
+
+def with_file(spec: AdaptSpec | EvaluateSpec, name: str, file: DatasetFile) -> AdaptSpec | EvaluateSpec:
     """The same, with data that workers fetch."""
+    if isinstance(spec, EvaluateSpec):
+        return spec.model_copy(update={"data": spec.data.model_copy(update={"source": name}), "file": file})
     data = spec.choice.data.model_copy(update={"source": name})
     return spec.model_copy(update={"choice": spec.choice.model_copy(update={"data": data}), "file": file})
 
@@ -302,6 +330,8 @@ def job_message(job: Job) -> pb.Job:
         summary = result["summary"]
         if job.spec.kind == "adapt":
             message.adapt_result.CopyFrom(_adapt_result(summary))
+        elif job.spec.kind == "evaluate":
+            message.evaluate_result.CopyFrom(_evaluate_result(summary))
         else:
             message.meta_train_result.CopyFrom(pb.MetaTrainResult(**summary))
     return message
@@ -326,13 +356,30 @@ def _adapt_result(summary: Mapping[str, Any]) -> pb.AdaptResult:
     return result
 
 
+def _evaluate_result(summary: Mapping[str, Any]) -> pb.EvaluateResult:
+    fields = {name: value for name, value in summary.items() if name not in ("genotype", "learning_curve")}
+    result = pb.EvaluateResult(genotype_json=_json(summary["genotype"]), **fields)
+    for record in summary["learning_curve"]:
+        result.learning_curve.add(**record)
+    return result
+
+
 def _spec_message(spec: JobSpec) -> pb.JobSpec:
     if isinstance(spec, MetaTrainSpec):
         return pb.JobSpec(meta_train=pb.MetaTrainSpec(until_version=spec.until_version or 0))
+    if isinstance(spec, EvaluateSpec):
+        return pb.JobSpec(
+            evaluate=pb.EvaluateSpec(
+                data=_data_message(spec.data.source, spec.file),
+                genotype_json=spec.genotype.to_json(),
+                preset=_RECIPE,
+                overrides=_recipe_overrides(spec.config),
+            )
+        )
     choice = spec.choice
     classes = choice.classes if isinstance(choice.classes, tuple) else ()
     message = pb.AdaptSpec(
-        data=_data_message(spec),
+        data=_data_message(choice.data.source, spec.file),
         classes=classes,
         num_ways=choice.classes if isinstance(choice.classes, int) else 0,
         image_size=choice.image_size,
@@ -350,12 +397,18 @@ def _spec_message(spec: JobSpec) -> pb.JobSpec:
     return pb.JobSpec(adapt=message)
 
 
-def _data_message(spec: AdaptSpec) -> pb.DataSource:
-    if spec.file is None:
-        return pb.DataSource(builtin=spec.choice.data.source)
-    if spec.file.sha256 is not None:
-        return pb.DataSource(dataset=f"datasets/{spec.file.sha256}")
-    return pb.DataSource(url=spec.file.url)
+def _data_message(source: str, file: DatasetFile | None) -> pb.DataSource:
+    if file is None:
+        return pb.DataSource(builtin=source)
+    if file.sha256 is not None:
+        return pb.DataSource(dataset=f"datasets/{file.sha256}")
+    return pb.DataSource(url=file.url)
+
+
+def _recipe_overrides(config: EvaluateConfig) -> list[str]:
+    """What makes a recipe of the default one; no field has None but by default."""
+    tree, plain = config.model_dump(mode="json"), load_evaluate_config(_RECIPE).model_dump(mode="json")
+    return [f"{name}={json.dumps(value)}" for name, value in tree.items() if value != plain[name]]
 
 
 def _json(genotype: Any) -> str:

@@ -52,6 +52,14 @@ def adapt_spec(source: pb.DataSource, fields: Mapping[str, Any]) -> pb.JobSpec:
         raise InvalidInputError(f"adapt job: {error}") from None
 
 
+def evaluate_spec(
+    source: pb.DataSource, genotype: str | Mapping[str, Any], preset: str, overrides: Sequence[str]
+) -> pb.JobSpec:
+    """A job that trains the full network of a genotype on `source`."""
+    text = genotype if isinstance(genotype, str) else json.dumps(genotype)
+    return pb.JobSpec(evaluate=pb.EvaluateSpec(data=source, genotype_json=text, preset=preset, overrides=overrides))
+
+
 def job_request(
     study: str,
     spec: pb.JobSpec,

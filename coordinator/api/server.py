@@ -29,7 +29,7 @@ from coordinator.api.gatekeeper import answers, answers_stream
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.uploads import CHUNK_BYTES, Parts, read_header, receive
-from coordinator.jobs import Job, JobSpec, MetaTrainSpec
+from coordinator.jobs import EvaluateSpec, Job, JobSpec, MetaTrainSpec
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import MAX_PAGE, JobStore
 from coordinator.store.records import DatasetRecord, Head, Quota, Study
@@ -324,14 +324,17 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         spec = convert.job_spec(message, config)
         if isinstance(spec, MetaTrainSpec):
             return spec
-        source = message.adapt.data.WhichOneof("source")
-        field = "spec.adapt.data"
+        data = message.evaluate.data if isinstance(spec, EvaluateSpec) else message.adapt.data
+        source = data.WhichOneof("source")
+        field = f"spec.{spec.kind}.data"
         if source is None:
             raise FieldError(field, "give builtin, dataset or url")
         if source == "builtin":
-            if spec.choice.data.source not in SOURCES:
+            if data.builtin not in SOURCES:
                 known = ", ".join(SOURCES)
-                raise FieldError(f"{field}.builtin", f"must be one of {known}, got {spec.choice.data.source[:80]!r}")
+                raise FieldError(f"{field}.builtin", f"must be one of {known}, got {data.builtin[:80]!r}")
+            if isinstance(spec, EvaluateSpec):
+                return spec
             known_data = next(
                 (family.data for family in config.families if family.data.source == spec.choice.data.source), None
             )
@@ -339,14 +342,15 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 choice = spec.choice.model_copy(update={"data": known_data})
                 spec = spec.model_copy(update={"choice": choice})
         elif source == "dataset":
-            sha256 = convert.dataset_id(message.adapt.data.dataset, f"{field}.dataset")
+            sha256 = convert.dataset_id(data.dataset, f"{field}.dataset")
             dataset = await self._call(self._store.get_dataset, tenant, sha256)
             file = DatasetFile(url=dataset.url, sha256=sha256, suffix=dataset.suffix)
             spec = convert.with_file(spec, dataset.title or f"datasets/{sha256}", file)
         else:
-            spec = convert.with_file(
-                spec, message.adapt.data.url, allowed_file(message.adapt.data.url, self._settings.allowed_urls)
-            )
+            file = allowed_file(data.url, self._settings.allowed_urls, f"{field}.url")
+            spec = convert.with_file(spec, data.url, file)
+        if isinstance(spec, EvaluateSpec):
+            return spec
         check_limits(spec, config)
         if spec.prior_version is not None:
             await self._call(self._check_version, tenant, study_id, spec.prior_version)

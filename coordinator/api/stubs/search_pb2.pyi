@@ -168,13 +168,27 @@ class MetaTrainSpec(_message.Message):
     until_version: int
     def __init__(self, until_version: _Optional[int] = ...) -> None: ...
 
+class EvaluateSpec(_message.Message):
+    __slots__ = ("data", "genotype_json", "preset", "overrides")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    GENOTYPE_JSON_FIELD_NUMBER: _ClassVar[int]
+    PRESET_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDES_FIELD_NUMBER: _ClassVar[int]
+    data: DataSource
+    genotype_json: str
+    preset: str
+    overrides: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, data: _Optional[_Union[DataSource, _Mapping]] = ..., genotype_json: _Optional[str] = ..., preset: _Optional[str] = ..., overrides: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class JobSpec(_message.Message):
-    __slots__ = ("adapt", "meta_train")
+    __slots__ = ("adapt", "meta_train", "evaluate")
     ADAPT_FIELD_NUMBER: _ClassVar[int]
     META_TRAIN_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_FIELD_NUMBER: _ClassVar[int]
     adapt: AdaptSpec
     meta_train: MetaTrainSpec
-    def __init__(self, adapt: _Optional[_Union[AdaptSpec, _Mapping]] = ..., meta_train: _Optional[_Union[MetaTrainSpec, _Mapping]] = ...) -> None: ...
+    evaluate: EvaluateSpec
+    def __init__(self, adapt: _Optional[_Union[AdaptSpec, _Mapping]] = ..., meta_train: _Optional[_Union[MetaTrainSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ...) -> None: ...
 
 class ScoredGenotype(_message.Message):
     __slots__ = ("genotype_json", "probability")
@@ -243,6 +257,46 @@ class MetaTrainResult(_message.Message):
     prior_sha256: str
     def __init__(self, prior_version: _Optional[int] = ..., prior_sha256: _Optional[str] = ...) -> None: ...
 
+class EpochRecord(_message.Message):
+    __slots__ = ("epoch", "lr", "train_loss_nats", "train_accuracy", "accuracy")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LR_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_LOSS_NATS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    lr: float
+    train_loss_nats: float
+    train_accuracy: float
+    accuracy: float
+    def __init__(self, epoch: _Optional[int] = ..., lr: _Optional[float] = ..., train_loss_nats: _Optional[float] = ..., train_accuracy: _Optional[float] = ..., accuracy: _Optional[float] = ...) -> None: ...
+
+class EvaluateResult(_message.Message):
+    __slots__ = ("genotype_json", "accuracy", "accuracy_low", "accuracy_high", "num_test", "num_params", "num_macs", "epochs", "ended_by", "train_s", "learning_curve")
+    GENOTYPE_JSON_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_LOW_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_HIGH_FIELD_NUMBER: _ClassVar[int]
+    NUM_TEST_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MACS_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_BY_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_S_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_CURVE_FIELD_NUMBER: _ClassVar[int]
+    genotype_json: str
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    num_test: int
+    num_params: int
+    num_macs: int
+    epochs: int
+    ended_by: str
+    train_s: float
+    learning_curve: _containers.RepeatedCompositeFieldContainer[EpochRecord]
+    def __init__(self, genotype_json: _Optional[str] = ..., accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., num_test: _Optional[int] = ..., num_params: _Optional[int] = ..., num_macs: _Optional[int] = ..., epochs: _Optional[int] = ..., ended_by: _Optional[str] = ..., train_s: _Optional[float] = ..., learning_curve: _Optional[_Iterable[_Union[EpochRecord, _Mapping]]] = ...) -> None: ...
+
 class Progress(_message.Message):
     __slots__ = ("done", "total", "accuracy", "genotype_json", "metrics")
     class MetricsEntry(_message.Message):
@@ -273,7 +327,7 @@ class Failure(_message.Message):
     def __init__(self, reason: _Optional[_Union[FailureReason, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("name", "spec", "state", "priority", "needs_gpu", "paused", "attempt", "create_time", "start_time", "end_time", "progress", "note", "failure", "adapt_result", "meta_train_result", "artifacts")
+    __slots__ = ("name", "spec", "state", "priority", "needs_gpu", "paused", "attempt", "create_time", "start_time", "end_time", "progress", "note", "failure", "adapt_result", "meta_train_result", "evaluate_result", "artifacts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +343,7 @@ class Job(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     ADAPT_RESULT_FIELD_NUMBER: _ClassVar[int]
     META_TRAIN_RESULT_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_RESULT_FIELD_NUMBER: _ClassVar[int]
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     spec: JobSpec
@@ -305,8 +360,9 @@ class Job(_message.Message):
     failure: Failure
     adapt_result: AdaptResult
     meta_train_result: MetaTrainResult
+    evaluate_result: EvaluateResult
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
-    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., priority: _Optional[int] = ..., needs_gpu: _Optional[bool] = ..., paused: _Optional[bool] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., note: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., adapt_result: _Optional[_Union[AdaptResult, _Mapping]] = ..., meta_train_result: _Optional[_Union[MetaTrainResult, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., priority: _Optional[int] = ..., needs_gpu: _Optional[bool] = ..., paused: _Optional[bool] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., note: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., adapt_result: _Optional[_Union[AdaptResult, _Mapping]] = ..., meta_train_result: _Optional[_Union[MetaTrainResult, _Mapping]] = ..., evaluate_result: _Optional[_Union[EvaluateResult, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("parent", "spec", "request_id", "validate_only", "priority", "needs_gpu", "queue_timeout_s", "max_attempts")
