@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic_core import from_json
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,6 +19,7 @@ from common.network_config import FullNetworkConfig, network_config, read_stored
 from common.space.genotype import Genotype
 from common.space.released import RELEASED
 from common.storage import ArtifactFolder
+from coordinator.genotypes import genotype_of
 
 if TYPE_CHECKING:
     from common.nn.full import FullNetwork
@@ -213,25 +213,9 @@ def _resolve(network: str, options: Mapping[str, Any], more: Mapping[str, Any] =
             flag = f"--{name.removeprefix('num_').replace('_', '-')}"
             raise InvalidInputError(f"{network} says what its network is and holds its weights; leave out {flag}")
         return _Named(stored.genotype, stored.config, folder)
-    genotype = RELEASED[network] if network in RELEASED else _read_genotype(Path(network))
+    genotype = genotype_of(network)
     fields = {name: value for name, value in options.items() if name != "motif"}
     return _Named(genotype, network_config(options["motif"] or "cifar", **fields), None)
-
-
-def _read_genotype(path: Path) -> Genotype:
-    if not path.exists():
-        raise NotFoundError(f"there is no file and no genotype {str(path)!r}; released are {', '.join(RELEASED)}")
-    try:
-        content = from_json(_read(path))
-    except ValueError as error:
-        raise InvalidInputError(f"{path} is not JSON: {error}") from None
-    # Results of adaptation hold their genotype among other things.
-    if isinstance(content, dict) and "genotype" in content and "cells" not in content:
-        content = content["genotype"]
-    try:
-        return Genotype.from_json(json.dumps(content))
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> bytes:
