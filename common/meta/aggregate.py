@@ -103,11 +103,13 @@ class FixedPointMean(Aggregator):
         """See `Aggregator.result`."""
         divisor = 2.0**_FRACTION_BITS * (self._weight_units / _WEIGHT_UNITS)
         # In place, while a part is in the cache: fresh memory, and another pass, cost more than the division.
-        mean = self._totals.view(np.float64)
-        for start in range(0, mean.size, _PART):
+        library, _ = find()
+        divide = _divide_fixed_point if library is None else library.divide_fixed_point
+        for start in range(0, self._totals.size, _PART):
             part = slice(start, start + _PART)
             self._add_pending(part)
-            np.divide(self._totals[part], divisor, out=mean[part])
+            divide(self._totals[part], divisor)
+        mean = self._totals.view(np.float64)
         self._pending.clear()
         self._totals = np.zeros(0, np.int64)
         return mean
@@ -146,6 +148,11 @@ def _add_fixed_point(
             np.rint(reals, out=reals)
             whole[:] = reals
             part += whole
+
+
+def _divide_fixed_point(totals: NDArray[np.int64], divisor: float) -> None:
+    """What `Library.divide_fixed_point` does, to the same bits, where there is no library."""
+    np.divide(totals, divisor, out=totals.view(np.float64))
 
 
 class _Stacked(Aggregator):

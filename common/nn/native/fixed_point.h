@@ -58,4 +58,12 @@ void add_fixed_point(uint64_t* totals, const Real* const* vectors, const double*
     }
 }
 
+// totals[i] = totals[i] / divisor, as bits of a double: in place, since fresh memory costs more than the division.
+inline void divide_fixed_point(uint64_t* totals, double divisor, size_t size) {
+    for (size_t i = 0; i < size; ++i) {
+        const double mean = static_cast<double>(static_cast<int64_t>(totals[i])) / divisor;
+        std::memcpy(totals + i, &mean, sizeof mean);
+    }
+}
+
 }  // namespace metasearch

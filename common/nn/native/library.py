@@ -101,6 +101,7 @@ class Library:
         for precision in ("float32", "float64"):
             self._function("forward", precision).restype = ctypes.c_void_p
             self._function("add_fixed_point", precision).restype = None
+        self._functions.metasearch_divide_fixed_point.restype = None
         self._functions.metasearch_held_bytes.restype = ctypes.c_size_t
         self._functions.metasearch_description_bytes.restype = ctypes.c_size_t
         if self._functions.metasearch_description_bytes() != ctypes.sizeof(_Description):
@@ -199,6 +200,12 @@ class Library:
             (ctypes.c_double * len(factors))(*factors),
             ctypes.c_int(len(vectors)),
             ctypes.c_size_t(totals.size),
+        )
+
+    def divide_fixed_point(self, totals: NDArray[np.int64], divisor: float) -> None:
+        """Replaces each of `totals` (size,), contiguous, by the bits of a float64: it over `divisor`, rounded once."""
+        self._functions.metasearch_divide_fixed_point(
+            ctypes.c_void_p(totals.ctypes.data), ctypes.c_double(divisor), ctypes.c_size_t(totals.size)
         )
 
     def _function(self, name: str, precision: str) -> Any:

@@ -10,4 +10,8 @@ extern "C" {
 INTERFACE(float32, float)
 INTERFACE(float64, double)
 #undef INTERFACE
+
+void metasearch_divide_fixed_point(int64_t* totals, double divisor, size_t size) {
+    metasearch::divide_fixed_point(reinterpret_cast<uint64_t*>(totals), divisor, size);
+}
 }

@@ -237,6 +237,20 @@ def test_the_library_rounds_halves_to_even_and_knows_the_limits(path, monkeypatc
     assert by_numpy([values], [1.0], monkeypatch) == np.array(expected).tobytes()
 
 
+@pytest.mark.parametrize("path", builds(), ids=lambda path: path.name.split(".")[0])
+def test_the_library_divides_to_the_same_bits_as_numpy(path):
+    library = Library(path)
+    generator = stream(3, "division")
+    limits = [0, 1, -1, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)]
+    for divisor in (1.0, 3.0, 2.0**40, 2.0**40 * 7.3):
+        for size in (len(limits), 5000):
+            totals = generator.integers(-(2**62), 2**62, size=size) >> generator.integers(0, 62, size=size)
+            totals[: len(limits)] = limits
+            expected = totals / divisor
+            library.divide_fixed_point(totals, divisor)
+            assert totals.tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_types_may_differ_and_vectors_may_have_gaps(native, monkeypatch):
     if not native:
