@@ -9,14 +9,19 @@ from workers.data.cache import CACHE_VARIABLE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On two cores: tests of a file share what it sets up, and no two Ray clusters start beside each other."""
+    """Of several processes, one has the tests on the shared Ray cluster, one those that start clusters of their own.
 
-    def uses_ray(item: pytest.Item) -> bool:
-        return item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
+    The other tests of a file stay together, and share what it sets up.
+    """
 
-    items.sort(key=uses_ray, reverse=True)  # they take longest
+    def group(item: pytest.Item) -> str:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            return "ray: the shared cluster"
+        return "ray: own clusters" if item.get_closest_marker("ray") else item.nodeid.split("::")[0]
+
+    items.sort(key=lambda item: group(item).startswith("ray: "), reverse=True)  # they take longest
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray(item) else item.nodeid.split("::")[0]))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 @pytest.fixture(scope="session", autouse=True)
