@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.config import NetworkConfig, SpaceConfig
 from common.errors import InvalidInputError
+from common.network_config import head_widths
 from common.nn.cell import Cell, Mixture
 from common.nn.native.library import choose
 from common.nn.ops import batch_norm
@@ -27,10 +28,7 @@ class Head(nn.Module):
 
     def __init__(self, image_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        num_convs = max(stride.bit_length() - 1, 1)
-        widths = [image_channels]
-        widths += [max(channels >> (num_convs - 2 - index), 1) for index in range(num_convs - 1)]
-        widths += [3 * channels]
+        widths = [image_channels, *head_widths(channels, stride)]
         self.convs = nn.ModuleList(
             nn.Conv2d(width_in, width_out, 3, min(stride, 2), 1, bias=False) for width_in, width_out in pairwise(widths)
         )
