@@ -30,6 +30,8 @@ class AdaptRequest:
         eval_steps: steps after which held-out accuracy is measured, ascending; 0 is before the first step.
         returns_update: False where only the evaluation is wanted.
         returns_weights: True where the adapted weights themselves are wanted.
+        genotype: with it, only its ops are computed, each with weight 1: the derived network learns, by itself, and the
+            architecture neither learns nor is relaxed.
     """
 
     task: LearningTask
@@ -44,6 +46,7 @@ class AdaptRequest:
     eval_steps: tuple[int, ...] = ()
     returns_update: bool = True
     returns_weights: bool = False
+    genotype: Genotype | None = None
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -62,6 +65,7 @@ class LocalUpdate:
         differences: local minus prior for each weight vector the task used (`body` and one `head/<size>`).
         alpha: local architecture logits, all kinds of cell one after the other.
         log_sigma: local log standard deviations, by the same names as `differences`; empty under map.
+        use: of each op, in the order of `alpha`, the share of the steps that computed it, 0 to 1; None where all did.
     """
 
     task_id: str
@@ -70,6 +74,7 @@ class LocalUpdate:
     differences: Mapping[str, Vector]
     alpha: Vector
     log_sigma: Mapping[str, Vector] = field(default_factory=dict)
+    use: Vector | None = None
 
 
 @dataclass(frozen=True)
