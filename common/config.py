@@ -10,7 +10,8 @@ from common.errors import InvalidInputError
 from common.space.primitives import PRIMITIVES, PROFILES, ProfileName
 from common.space.topology import Topology
 
-RelaxationKind = Literal["gumbel", "softmax", "straight_through"]
+RelaxationKind = Literal["gumbel", "softmax", "straight_through", "single_path"]
+HardKind = Literal["straight_through", "single_path"]
 Normalisation = Literal["edge", "node"]
 Split = Literal["meta_train", "unseen", "all"]
 Precision = Literal["float32", "bfloat16"]
@@ -93,7 +94,7 @@ class NetworkConfig(Frozen):
     optimizers stay float32. For GPUs; a CPU is slower with it."""
     cuda_graphs: bool = True
     """Record a step once per task and launch it as one, where the device is a GPU. Without effect on a CPU, and under
-    straight_through, whose steps differ in which ops they run."""
+    straight_through and single_path, whose steps differ in which ops they run."""
 
     @field_validator("cells")
     @classmethod
@@ -123,9 +124,15 @@ class RelaxationConfig(Frozen):
     """How a posterior over architectures becomes mixture weights while training (BASE eq. 7-8)."""
 
     kind: RelaxationKind = "gumbel"
-    """gumbel (the paper), softmax (no noise), straight_through (one sampled op per categorical)."""
+    """gumbel (the paper), softmax (no noise), straight_through (one sampled op per categorical), single_path (two
+    sampled (source, op) pairs per node, none never among them: the networks that derivation keeps)."""
     hard_after_round: int | None = Field(None, ge=0)
-    """Switch to straight_through from this round on. Hard sampling from the first step learns little."""
+    """Switch to `hard_kind` from this round on. Hard sampling from the first step learns little."""
+    hard_kind: HardKind = "straight_through"
+    """What `hard_after_round` switches to."""
+    path_per: Literal["step", "task"] = "step"
+    """single_path draws a network for every step; or, in meta-training, one for every task, whose architecture then
+    does not learn: what the prior's weights are made for is to be fine-tuned in one network."""
     tau_start: PositiveFloat = 5.0
     """Temperature of version 0 ..."""
     tau_end: PositiveFloat = 0.5
@@ -136,7 +143,7 @@ class RelaxationConfig(Frozen):
         progress = min(version / max(num_rounds - 1, 1), 1.0)
         tau = self.tau_start * (self.tau_end / self.tau_start) ** progress
         hard = self.hard_after_round is not None and version >= self.hard_after_round
-        return ("straight_through" if hard else self.kind), tau
+        return (self.hard_kind if hard else self.kind), tau
 
 
 class SgdConfig(Frozen):
@@ -213,6 +220,10 @@ class OuterConfig(Frozen):
     """Share of the mean difference that the weights move by in the first round ..."""
     theta_rate_end: Fraction | None = None
     """... and in the last; linear in between."""
+    theta_average: Literal["tasks", "users", "uses"] = "tasks"
+    """What the summed difference of an op's weights is divided by. tasks: all of them. users: the tasks that computed
+    the op in at least one step. uses: the sum over tasks of the share of steps that computed it, as if every step had.
+    Under the last two, an op that no task computed stays as it is; only hard relaxations leave any out."""
     alpha_rate: Fraction = 0.6
     alpha_average: Literal["probability", "logits"] = "probability"
     """probability: the arithmetic mean of the posteriors (the M-step of the ELBO); logits: the geometric one."""
@@ -235,6 +246,11 @@ class OuterConfig(Frozen):
     def _fits(self) -> Self:
         if self.weighting != "uniform" and self.rule in ("median", "trimmed_mean"):
             raise ValueError(f"rule {self.rule!r} has no weights; set outer.weighting to 'uniform'")
+        if self.theta_average != "tasks" and self.rule in ("median", "trimmed_mean"):
+            raise ValueError(
+                f"rule {self.rule!r} is no sum to divide by {self.theta_average}; "
+                "set outer.theta_average to 'tasks', or outer.rule to 'mean'"
+            )
         return self
 
 
@@ -319,6 +335,11 @@ class StudyConfig(Frozen):
                 )
         if self.inner.weights != self.adapt.weights or self.inner.gaussian_scale != self.adapt.gaussian_scale:
             raise ValueError("inner.weights and adapt.weights must agree (gaussian_scale too): they share one prior")
+        if self.outer.theta_average != "tasks" and self.inner.weights != "map":
+            raise ValueError(
+                f"outer.theta_average {self.outer.theta_average!r} knows no standard deviations; "
+                "set inner.weights and adapt.weights to 'map'"
+            )
         return self
 
     def to_json(self) -> str:

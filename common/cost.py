@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from common.config import NetworkConfig, SpaceConfig
 from common.errors import InvalidInputError
+from common.network_config import head_widths
 from common.space.genotype import Genotype
 from common.space.primitives import (
     CONV_7X1_1X7,
@@ -154,12 +155,9 @@ def check_fits(genotype: Genotype, space: SpaceConfig) -> None:
 def _head_cost(network: NetworkConfig, image_size: int) -> tuple[Cost, int]:
     """Cost of the head, and the height and width of the maps it puts out."""
     stride = network.heads[image_size]
-    num_convs = max(stride.bit_length() - 1, 1)
     channels_in: int = network.image_channels
     cost, size = Cost(0, 0), image_size
-    for index in range(num_convs):
-        last = index == num_convs - 1
-        channels_out = 3 * network.channels if last else max(network.channels >> (num_convs - 2 - index), 1)
+    for channels_out in head_widths(network.channels, stride):
         size = _divide(size, min(stride, 2))
         cost += _conv(9 * channels_in * channels_out, size * size)
         channels_in = channels_out

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from common.config import Frozen, NonNegativeFloat, PositiveFloat, Precision, explain
 from common.errors import ConflictError, InvalidInputError, NotFoundError
 from common.loading import apply_overrides
-from common.network_config import FullNetworkConfig, Motif, network_config
+from common.network_config import FullNetworkConfig, PublishedMotif, network_config
 
 Schedule = Literal["cosine", "sgdr"]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -28,7 +28,7 @@ class EvaluateConfig(Frozen):
     authors' released evaluation code. Each field names its source; "reconstruction" where there is none.
     """
 
-    motif: Motif = "cifar"
+    motif: PublishedMotif = "cifar"
     """See `FullNetworkConfig` (released code)."""
     channels: int = Field(40, ge=2, le=4096, multiple_of=2)
     """Per node of the first cell (released code: 40 for CIFAR, 48 for ImageNet)."""

@@ -30,6 +30,10 @@ class AdaptRequest:
         eval_steps: steps after which held-out accuracy is measured, ascending; 0 is before the first step.
         returns_update: False where only the evaluation is wanted.
         returns_weights: True where the adapted weights themselves are wanted.
+        genotype: with it, only its ops are computed, each with weight 1: the derived network learns, by itself, and the
+            architecture neither learns nor is relaxed.
+        start: local weights to start from instead of the prior's and a classifier of zeros, as in
+            `AdaptResult.weights`; of these `body`, the head and the classifier count.
     """
 
     task: LearningTask
@@ -44,6 +48,8 @@ class AdaptRequest:
     eval_steps: tuple[int, ...] = ()
     returns_update: bool = True
     returns_weights: bool = False
+    genotype: Genotype | None = None
+    start: Mapping[str, Vector] | None = None
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -62,6 +68,7 @@ class LocalUpdate:
         differences: local minus prior for each weight vector the task used (`body` and one `head/<size>`).
         alpha: local architecture logits, all kinds of cell one after the other.
         log_sigma: local log standard deviations, by the same names as `differences`; empty under map.
+        use: of each op, in the order of `alpha`, the share of the steps that computed it, 0 to 1; None where all did.
     """
 
     task_id: str
@@ -70,6 +77,7 @@ class LocalUpdate:
     differences: Mapping[str, Vector]
     alpha: Vector
     log_sigma: Mapping[str, Vector] = field(default_factory=dict)
+    use: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,8 @@ class JobRequest:
         limits: that the derived network has to keep; they need the rule top2_pairs.
         result_url: folder for the results, a local path or any fsspec URL; no other attempt at work may share it.
         returns_update: True where the prior is to learn from the task.
+        fine_tune_steps: with them, the derived network is cut out of the adapted supernet, fine-tuned for so many steps
+            and stored too.
     """
 
     job_id: str
@@ -222,6 +232,7 @@ class JobRequest:
     limits: Limits
     result_url: str
     returns_update: bool
+    fine_tune_steps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,27 @@ A network's folder:
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from common.config import Frozen, explain
+from common.config import Frozen, NetworkConfig, SpaceConfig, explain
 from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from common.space.genotype import Genotype
 from common.space.released import NORMAL, REDUCTION
 from common.storage import ArtifactFolder
 
-Motif = Literal["cifar", "imagenet"]
+PublishedMotif = Literal["cifar", "imagenet"]
+Motif = PublishedMotif | Literal["search"]
 
 NETWORK = "network.json"
 WEIGHTS = "weights.safetensors"
 NETWORK_FORMAT = 1
+NETWORK_FOLDER = "network"
+"""Where the folder of an adaptation holds the network that it leaves."""
+
+# Strides of the kinds of cell that full networks know.
+_STRIDES: Mapping[str, int] = MappingProxyType({NORMAL: 1, REDUCTION: 2})
 
 # What the released evaluation code trains: CIFAR10 (SVHN's networks are of the same motif), and ImageNet.
 _PUBLISHED: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -36,7 +42,8 @@ class FullNetworkConfig(Frozen):
     """All of a full network but its genotype (BASE sec. 6 and the released evaluation code)."""
 
     motif: Motif = "cifar"
-    """cifar: a stem of stride 1, also for SVHN. imagenet: a stem of stride 8, in three convolutions."""
+    """cifar: a stem of stride 1, also for SVHN. imagenet: a stem of stride 8, in three convolutions. search: that of a
+    search network (its head, its cells, BatchNorm after pools), for networks cut out of one."""
     channels: int = Field(40, ge=2, le=4096, multiple_of=2)
     """Channels per node of the first cell; each reduction cell doubles them."""
     num_cells: int = Field(20, ge=1, le=1000)
@@ -48,11 +55,36 @@ class FullNetworkConfig(Frozen):
     image_channels: Literal[1, 3] = 3
     """Channels of the images."""
     auxiliary: bool = True
-    """A second classifier after the second reduction, for training alone."""
+    """A second classifier after the second reduction, for training alone. Not with the search motif."""
+    cells: tuple[str, ...] | None = None
+    """Kind of each cell, first to last, with the search motif; the others have two reductions at fixed places."""
+    stem_stride: int | None = Field(None, ge=1)
+    """Of the stem of the search motif, a power of two; see `NetworkConfig.heads`."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        own = {"cells": self.cells, "stem_stride": self.stem_stride}
+        if self.motif != "search":
+            for name, value in own.items():
+                if value is not None:
+                    raise ValueError(f"{name} belongs to the search motif; remove it, or set motif to 'search'")
+            return self
+        for name, value in own.items():
+            if value is None:
+                raise ValueError(f"the search motif needs {name}")
+        if self.auxiliary:
+            raise ValueError("the search motif has no auxiliary classifier; set auxiliary to false")
+        if self.cells is not None and (len(self.cells) != self.num_cells or set(self.cells) - set(_STRIDES)):
+            raise ValueError(f"cells must be {self.num_cells} (num_cells) of the kinds {NORMAL} and {REDUCTION}")
+        if self.stem_stride is not None and self.stem_stride & (self.stem_stride - 1):
+            raise ValueError("stem_stride must be a power of two")
+        return self
 
     @property
     def cell_kinds(self) -> tuple[str, ...]:
         """Kind of each cell, first to last; one cell of a single one is a reduction."""
+        if self.cells is not None:
+            return self.cells
         return tuple(
             REDUCTION if index in (self.num_cells // 3, self.auxiliary_cell) else NORMAL
             for index in range(self.num_cells)
@@ -80,7 +112,7 @@ class CellPlan(Frozen):
     @property
     def stride(self) -> int:
         """Of the ops that read the cell's inputs."""
-        return 2 if self.kind == REDUCTION else 1
+        return _STRIDES[self.kind]
 
 
 class StoredNetwork(Frozen):
@@ -106,7 +138,7 @@ def network_config(motif: str, **options: Any) -> FullNetworkConfig:
         InvalidInputError: there is no such motif, or a value is out of range.
     """
     if motif not in _PUBLISHED:
-        raise InvalidInputError(f"motif must be one of {', '.join(get_args(Motif))}, got {motif!r}")
+        raise InvalidInputError(f"motif must be one of {', '.join(_PUBLISHED)}, got {motif!r}")
     changes = {name: value for name, value in options.items() if value is not None}
     try:
         return FullNetworkConfig.model_validate({"motif": motif, **_PUBLISHED[motif], **changes})
@@ -114,21 +146,71 @@ def network_config(motif: str, **options: Any) -> FullNetworkConfig:
         raise InvalidInputError("network: " + explain(error)) from None
 
 
+def derived_config(space: SpaceConfig, network: NetworkConfig, image_size: int, num_classes: int) -> FullNetworkConfig:
+    """The size of a network cut out of a search network; its genotype and weights are all else there is to know.
+
+    Args:
+        space: of the search network.
+        network: of the search network.
+        image_size: picks the head.
+        num_classes: rows of the classifier.
+
+    Raises:
+        InvalidInputError: there is no head for the image size, or a kind of cell has no place in a full network.
+    """
+    if image_size not in network.heads:
+        sizes = ", ".join(str(size) for size in sorted(network.heads))
+        raise InvalidInputError(f"no head for image_size {image_size}; network.heads has {sizes}")
+    for kind, stride in space.cell_kinds.items():
+        if _STRIDES.get(kind) != stride:
+            raise InvalidInputError(
+                f"a network of its own has cells of the kinds {NORMAL} (stride 1) and {REDUCTION} (stride 2); "
+                f"space.cell_kinds has {kind!r} (stride {stride}); name it so"
+            )
+    return FullNetworkConfig(
+        motif="search",
+        channels=network.channels,
+        num_cells=len(network.cells),
+        num_classes=num_classes,
+        image_size=image_size,
+        image_channels=network.image_channels,
+        auxiliary=False,
+        cells=network.cells,
+        stem_stride=network.heads[image_size],
+    )
+
+
+def stem_widths(config: FullNetworkConfig) -> tuple[int, ...]:
+    """Channels that each convolution of a search motif's stem puts out."""
+    assert config.stem_stride is not None
+    return head_widths(config.channels, config.stem_stride)
+
+
+def head_widths(channels: int, stride: int) -> tuple[int, ...]:
+    """Channels that each 3x3 convolution of a search network's head puts out, the last one three times `channels`.
+
+    A stride of 2^k takes k convolutions of stride 2, a stride of 1 one of stride 1.
+    """
+    num_convs = max(stride.bit_length() - 1, 1)
+    return (*(max(channels >> (num_convs - 2 - index), 1) for index in range(num_convs - 1)), 3 * channels)
+
+
 def cell_plans(genotype: Genotype, config: FullNetworkConfig) -> Iterator[CellPlan]:
     """The cells of a network, first to last.
 
     Raises:
-        InvalidInputError: the genotype's kinds of cell are not normal and reduction.
+        InvalidInputError: the genotype's kinds of cell are not normal and reduction (search motif: those of its cells).
     """
-    if set(genotype.cells) != {NORMAL, REDUCTION}:
+    needed = {NORMAL, REDUCTION} if config.cells is None else set(config.cells)
+    if set(genotype.cells) != needed:
         raise InvalidInputError(
-            f"a full network needs the cell kinds {NORMAL} and {REDUCTION}; "
+            f"a full network needs the cell kinds {' and '.join(sorted(needed))}; "
             f"the genotype has {', '.join(sorted(genotype.cells))}"
         )
     channels = config.channels
-    # The cifar stem puts out three times the channels of a node, the last two stages of the imagenet stem as many as
-    # a node, the first of them at twice the size.
-    before = (3 * channels, 3 * channels) if config.motif == "cifar" else (channels, channels)
+    # The cifar and search stems put out three times the channels of a node, the last two stages of the imagenet stem
+    # as many as a node, the first of them at twice the size.
+    before = (channels, channels) if config.motif == "imagenet" else (3 * channels, 3 * channels)
     input0_is_larger = config.motif == "imagenet"
     for kind in config.cell_kinds:
         if kind == REDUCTION:
@@ -143,6 +225,22 @@ def cell_plans(genotype: Genotype, config: FullNetworkConfig) -> Iterator[CellPl
         )
         before = (before[1], channels_out)
         input0_is_larger = kind == REDUCTION
+
+
+def network_folder(result: ArtifactFolder) -> ArtifactFolder:
+    """The folder of the network inside that of an adaptation."""
+    return ArtifactFolder(f"{result.url.rstrip('/')}/{NETWORK_FOLDER}")
+
+
+def find_network(url: str) -> ArtifactFolder:
+    """The folder that holds a network: the named one, or `network` inside it, where an adaptation leaves its own.
+
+    Raises:
+        UnavailableError: the storage refuses.
+    """
+    folder = ArtifactFolder(url)
+    inner = network_folder(folder)
+    return inner if not folder.exists(NETWORK) and inner.exists(NETWORK) else folder
 
 
 def read_stored_network(folder: ArtifactFolder) -> StoredNetwork:

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from common.config import StudyConfig
 from common.errors import AdaptationError
 from common.messages import LocalUpdate, PartialSum, Rejection
+from common.meta.params import BODY
 from common.meta.posterior import floored_log, log_probabilities
 from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior, Vector, alpha_tensor
-from common.meta.sums import SECOND_MOMENT_PREFIX, UpdateSums, alpha_probabilities
+from common.meta.sums import SECOND_MOMENT_PREFIX, USE, UpdateSums, alpha_probabilities
 from common.space.genotype import Genotype, derive
 from common.space.primitives import PARAMETER_FREE
 
@@ -71,9 +72,10 @@ class OuterStep:
         rate = theta_rate(config, prior.version)
         vectors = dict(prior.vectors)
         for name in self._sums.names:
-            if name == ALPHA or name.startswith(SECOND_MOMENT_PREFIX):
+            if name in (ALPHA, USE) or name.startswith(SECOND_MOMENT_PREFIX):
                 continue
-            average = self._sums.mean(name)
+            by_use = name == BODY and config.outer.theta_average != "tasks"
+            average = self._sums.mean_by_use() if by_use else self._sums.mean(name)
             vectors[name] = _as_vector(prior.vectors[name] + rate * average)
             if SECOND_MOMENT_PREFIX + name in self._sums.names:
                 scale = LOG_SIGMA_PREFIX + name

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.config import RelaxationKind
+from common.config import HardKind, RelaxationKind
 from common.errors import ConflictError, InvalidInputError
 from common.messages import AdaptRequest, AdaptResult, Evaluation, LocalUpdate
+from common.meta.inherit import CLASSIFIER_BIAS, CLASSIFIER_WEIGHT
 from common.meta.params import BODY, BoundVector, head_vector, named_vectors
 from common.meta.posterior import evaluation_weights, kl_architecture, probabilities, relax
-from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior
+from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior, Vector
 from common.nn.cell import Mixture
+from common.nn.derived import genotype_mixtures
 from common.nn.supernet import Supernet
+from common.space.primitives import NONE
 from common.streams import stream
 from workers.data.episodes import Episode
 from workers.device import (
@@ -40,10 +44,6 @@ from workers.weights import LocalWeights
 
 # Test images that share their batch statistics; larger test sets are cut into equal parts.
 EVALUATION_BATCH = 512
-
-# Names of the classifier in `AdaptResult.weights`.
-CLASSIFIER_WEIGHT = "classifier/weight"
-CLASSIFIER_BIAS = "classifier/bias"
 
 OnEvaluation = Callable[[Evaluation, Mapping[str, NDArray[np.float64]]], None]
 
@@ -162,8 +162,9 @@ class InnerLoop:
         self.inner = request.inner
         self.kind: RelaxationKind = request.relaxation if self.inner.relaxation == "prior" else self.inner.relaxation
         self.device = next(supernet.parameters()).device
-        # Hard steps ask the host which op was sampled, and each runs other ops.
-        hard = self.kind == "straight_through"
+        # Hard steps ask the host which op was sampled, and each runs other ops; those of a genotype run the same.
+        genotype = request.genotype
+        hard = genotype is None and self.kind in get_args(HardKind)
         self.is_recorded = request.network.cuda_graphs and can_record(self.device) and not hard
         self._recorder = StepRecorder(self.device) if self.is_recorded else None
         self.supernet = supernet
@@ -187,9 +188,16 @@ class InnerLoop:
         for parameter in self.classifier.parameters():
             nn.init.zeros_(parameter)
             parameter.grad = torch.zeros_like(parameter)
+        if request.start is not None:
+            self._start_at_(request.start)
 
         space = request.space
+        self.none_column = space.ops.index(NONE) if NONE in space.ops else None
+        self.fixed = None if genotype is None else genotype_mixtures(genotype, space, self.device)
+        self.learns_alpha = request.learns_alpha and genotype is None
         shape = (len(space.cell_kinds), space.topology.num_edges, len(space.ops))
+        self._num_uses = np.zeros(shape, np.int64)
+        self._num_steps = 0
         self.prior_alpha = torch.tensor(prior.vectors[ALPHA], device=self.device).reshape(shape)
         self.alpha = nn.Parameter(self.prior_alpha.clone())
         self.alpha.grad = torch.zeros_like(self.alpha)
@@ -219,6 +227,12 @@ class InnerLoop:
         else:
             self.batches = self.alpha_batches = self._order(everything, "order")
 
+    def _start_at_(self, start: Mapping[str, Vector]) -> None:
+        for name, local in zip(self.weight_names, self.weights, strict=True):
+            local.start_at_(start[name])
+        for name, parameter in ((CLASSIFIER_WEIGHT, self.classifier.weight), (CLASSIFIER_BIAS, self.classifier.bias)):
+            parameter.data.copy_(torch.from_numpy(np.array(start[name])))
+
     def _order(self, indices: NDArray[np.int64], purpose: str) -> MinibatchOrder:
         size = min(self.inner.batch_size, len(indices))
         return MinibatchOrder(indices, size, self.request.study_seed, self.request.task.task_id, purpose)
@@ -238,7 +252,7 @@ class InnerLoop:
     def _inputs(self, step: int) -> StepInputs:
         named = zip(self.weight_names, self.weights, strict=True)
         lr = self._learning_rate(step)
-        has_own_pass = self.inner.level == "bilevel" and self.request.learns_alpha
+        has_own_pass = self.inner.level == "bilevel" and self.learns_alpha
         return StepInputs(
             lr=torch.tensor(lr) if self.is_recorded else lr,
             noise=tuple(local.draw_noise(self._stream(step, f"weights {name}")) for name, local in named),
@@ -250,7 +264,7 @@ class InnerLoop:
         indices = batches.at(step)
         augmentation = draw_augmentation(len(indices), self.inner.augment, self._stream(step, purpose + "augment"))
         gumbel = None
-        if self.kind != "softmax":
+        if self.kind != "softmax" and self.fixed is None:
             noise = self._stream(step, purpose + "gumbel").gumbel(size=tuple(self.alpha.shape))
             gumbel = torch.from_numpy(noise.astype(np.float32))
         return BatchInputs(torch.from_numpy(indices), augmentation, gumbel)
@@ -262,19 +276,28 @@ class InnerLoop:
         for local, noise in zip(self.weights, inputs.noise, strict=True):
             local.use_noise_(noise)
         if inputs.alpha_batch is not None:
-            self._backward(inputs.alpha_batch)
+            self._backward(inputs.alpha_batch, self._mixtures(inputs.alpha_batch.gumbel))
             self.alpha_optimizer.step()
-        loss = self._backward(inputs.batch)
+        mixtures = self._mixtures(inputs.batch.gumbel)
+        self._count_uses(mixtures)
+        loss = self._backward(inputs.batch, mixtures)
         if self.inner.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.weight_parameters, self.inner.clip_norm)
         self.weight_optimizer.step()
         if self.scale_optimizer is not None:
             self.scale_optimizer.step()
-        if self.inner.level == "single" and self.request.learns_alpha:
+        if self.inner.level == "single" and self.learns_alpha:
             self.alpha_optimizer.step()
         return loss
 
-    def _backward(self, batch: BatchInputs) -> Tensor:
+    def _count_uses(self, mixtures: Mapping[str, Mixture]) -> None:
+        """Notes which ops this step computes, where it leaves any out. Nothing of it is on the device."""
+        for index, mixture in enumerate(mixtures[kind] for kind in self.request.space.cell_kinds):
+            for edge, columns in enumerate(mixture.active or ()):
+                self._num_uses[index, edge, list(columns)] += 1
+        self._num_steps += 1
+
+    def _backward(self, batch: BatchInputs, mixtures: dict[str, Mixture]) -> Tensor:
         """Gradients of mean cross-entropy + beta KL with respect to everything local, from one backward pass."""
         for local in self.weights:
             local.zero_grad_()
@@ -282,9 +305,9 @@ class InnerLoop:
         assert self.alpha.grad is not None
         self.alpha.grad.zero_()
         images, labels = self.train.augmented_batch(batch.indices, self.inner.augment, batch.augmentation)
-        logits = self._logits(images, self._mixtures(batch.gumbel))
+        logits = self._logits(images, mixtures)
         loss = F.cross_entropy(logits, labels)
-        if self.request.learns_alpha:
+        if self.learns_alpha:
             loss = loss + self._alpha_terms()
         loss.backward()
         for local in self.weights:
@@ -306,9 +329,21 @@ class InnerLoop:
         return logits.float()
 
     def _mixtures(self, noise: Tensor | None) -> dict[str, Mixture]:
+        if self.fixed is not None:
+            return self.fixed
         space = self.request.space
-        relaxed = relax(self.alpha, noise, self.request.tau, self.kind, space.topology, space.normalisation)
+        relaxed = relax(
+            self.alpha, noise, self.request.tau, self.kind, space.topology, space.normalisation, self.none_column
+        )
         return relaxed.mixtures(tuple(space.cell_kinds))
+
+    def _evaluation_mixtures(self) -> dict[str, Mixture]:
+        """What training saw on average: the genotype, or the noise-free posterior as its relaxation computes it."""
+        if self.fixed is not None or self.kind == "single_path":
+            return self._mixtures(None)
+        space = self.request.space
+        weights = evaluation_weights(self.alpha, self.request.tau, self.kind, space.topology, space.normalisation)
+        return {kind: Mixture(weights[index]) for index, kind in enumerate(space.cell_kinds)}
 
     def _stream(self, step: int, purpose: str) -> np.random.Generator:
         return stream(self.request.study_seed, self.request.task.task_id, step, purpose)
@@ -325,9 +360,7 @@ class InnerLoop:
         """Held-out accuracy of the present local state."""
         for local in self.weights:
             local.use_mean_()
-        space = self.request.space
-        weights = evaluation_weights(self.alpha, self.request.tau, self.kind, space.topology, space.normalisation)
-        mixtures = {kind: Mixture(weights[index]) for index, kind in enumerate(space.cell_kinds)}
+        mixtures = self._evaluation_mixtures()
         correct, total_loss = 0.0, 0.0
         for part in self._test_parts(self.test):
             images, labels = self.test.batch(part)
@@ -358,7 +391,14 @@ class InnerLoop:
             differences={name: local.difference() for name, local in named.items()},
             alpha=self.alpha.detach().reshape(-1).cpu().numpy(),
             log_sigma={name: scale for name, scale in scales.items() if scale is not None},
+            use=self._use(),
         )
+
+    def _use(self) -> Vector | None:
+        """See `LocalUpdate.use`."""
+        if self.fixed is None and self.kind not in get_args(HardKind):
+            return None
+        return (self._num_uses.reshape(-1) / self._num_steps).astype(np.float32)
 
     def local_state(self) -> dict[str, NDArray[np.float32]]:
         """Copies of all that was learnt, by name; see `AdaptResult.weights`."""

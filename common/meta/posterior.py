@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.config import Normalisation, RelaxationKind
 from common.nn.cell import Mixture
+from common.space.genotype import EDGES_PER_NODE
 from common.space.topology import Topology
 
 # Probabilities of a prior never fall below this, so that logarithms and divergences stay finite.
@@ -75,30 +76,58 @@ def relax(
     kind: RelaxationKind,
     topology: Topology,
     normalisation: Normalisation,
+    none_column: int | None = None,
 ) -> Relaxed:
     """Architecture weights from logits (BASE eq. 7-8).
 
     Args:
         logits: of the posterior, phi.
-        noise: standard Gumbel noise; taken by `gumbel` and `straight_through`, ignored by `softmax`.
+        noise: standard Gumbel noise; ignored by `softmax`. None leaves it out.
         tau: temperature > 0.
         kind: `gumbel` is softmax((phi + g) / tau); `softmax` leaves out g; `straight_through` takes the largest entry
             of each categorical in the forward pass and the gumbel gradient in the backward pass, and asks for no other
-            op to be computed (as GDAS does).
+            op to be computed (as GDAS does); `single_path` is `single_path`'s, below.
         topology: edges of a cell.
         normalisation: what makes a categorical.
+        none_column: of the op `none`, which `single_path` never takes; None where there is none.
     """
+    if kind == "single_path":
+        log_p = log_probabilities(logits, topology, normalisation)
+        return single_path(log_p if noise is None else log_p + noise, tau, topology, none_column)
     noisy = logits if kind == "softmax" or noise is None else logits + noise
     soft = probabilities(noisy / tau, topology, normalisation)
     if kind != "straight_through":
         return Relaxed(soft, None)
-    hard = one_hot_of_largest(soft.detach(), topology, normalisation)
-    chosen = hard.bool().tolist()
-    active = tuple(
-        tuple(tuple(column for column, on in enumerate(edge) if on) for edge in cell_kind) for cell_kind in chosen
-    )
-    # In this order: hard + soft - soft would not be exactly one in floating point.
-    return Relaxed(hard + (soft - soft.detach()), active)
+    return _straight_through(one_hot_of_largest(soft.detach(), topology, normalisation), soft)
+
+
+def single_path(
+    scores: Float[Tensor, "kind edge primitive"], tau: float, topology: Topology, none_column: int | None
+) -> Relaxed:
+    """The two best (source, op) pairs of each node with weight 1, all others with 0: one derived network.
+
+    With scores log p + g, g standard Gumbel noise, it is a draw without replacement, as the derivation `sample` makes
+    one; with log p alone it is what the derivation `top2_pairs` keeps, ties included. The gradient is that of
+    2 softmax(scores / tau) over all pairs of a node (reconstruction, after the straight-through estimator).
+
+    Args:
+        scores: any finite values.
+        tau: temperature > 0 of the gradient.
+        topology: edges of a cell.
+        none_column: of the op `none`, which is never taken; None where there is none.
+    """
+    num_primitives = scores.shape[-1]
+    if none_column is not None:
+        excluded = torch.arange(num_primitives, device=scores.device) == none_column
+        scores = scores.masked_fill(excluded, -torch.inf)
+    hard, soft = [], []
+    for block in _node_blocks(scores, topology):
+        # A stable sort, so that equal scores go to the lowest flat index.
+        best = block.detach().argsort(dim=-1, descending=True, stable=True)[..., :EDGES_PER_NODE]
+        kept = torch.zeros_like(block).scatter(-1, best, 1.0)
+        hard.append(_unblock(kept * block.isfinite(), num_primitives))
+        soft.append(_unblock(EDGES_PER_NODE * F.softmax(block / tau, dim=-1), num_primitives))
+    return _straight_through(torch.cat(hard, dim=-2), torch.cat(soft, dim=-2))
 
 
 def one_hot_of_largest(
@@ -122,6 +151,16 @@ def evaluation_weights(
 ) -> Float[Tensor, "kind edge primitive"]:
     """Weights to evaluate a posterior with: the noise-free mixture that training saw on average (reconstruction)."""
     return probabilities(logits / tau if kind == "softmax" else logits, topology, normalisation)
+
+
+def _straight_through(hard: Tensor, soft: Tensor) -> Relaxed:
+    """`hard` in the forward pass, the gradient of `soft` in the backward pass; only ops with a weight are computed."""
+    chosen = hard.bool().tolist()
+    active = tuple(
+        tuple(tuple(column for column, on in enumerate(edge) if on) for edge in cell_kind) for cell_kind in chosen
+    )
+    # In this order: hard + soft - soft would not be exactly one in floating point.
+    return Relaxed(hard + (soft - soft.detach()), active)
 
 
 def kl_architecture(

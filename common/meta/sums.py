@@ -13,16 +13,19 @@ from common.meta.aggregate import MAX_MAGNITUDE, Aggregator, FixedPointMean, Fix
 from common.meta.params import BODY, HEAD_PREFIX, Layout, layout_of, named_vectors
 from common.meta.posterior import MIN_PROBABILITY, probabilities
 from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior, Vector, alpha_tensor
+from common.meta.uses import spread_over_ops
 from common.nn.supernet import Supernet
 
 SECOND_MOMENT_PREFIX = "second_moment/"
+USE = "use"
 
 
 class UpdateSums:
     """Sums over the updates of one round, or of some of its tasks, fed update by update as they come.
 
     What is averaged has a name: weights that of their vector in the prior (`body`, `head/<image size>`: differences),
-    the architecture `alpha` (probabilities, or differences of logits), and under gaussian `second_moment/<weights>`.
+    the architecture `alpha` (probabilities, or differences of logits), under gaussian `second_moment/<weights>`, and
+    `use`, what each op's differences are divided by (see `outer.theta_average`).
     Memory does not grow with the number of updates under a mean. Updates must not change after they were absorbed.
 
     Args:
@@ -51,6 +54,8 @@ class UpdateSums:
             if name in update.log_sigma:
                 self._aggregator(SECOND_MOMENT_PREFIX + name).add(self._second_moment(name, update), weight)
         self._aggregator(ALPHA).add(_alpha_coordinates(self._prior, update.alpha, self._config), weight)
+        if outer.theta_average != "tasks":
+            self._aggregator(USE).add(_counted_use(self._prior, update, outer), weight)
         self.num_accepted += 1
         return None
 
@@ -85,6 +90,16 @@ class UpdateSums:
     def mean(self, name: str) -> NDArray[np.float64]:
         """The mean (size,) over the tasks that have the vector."""
         return self._aggregators[name].result()
+
+    def mean_by_use(self) -> NDArray[np.float64]:
+        """The mean (size,) of the differences of the body, each divided by the mean use of its op; 0 where that is 0.
+
+        Weights of no op, which every step uses, have the plain mean.
+        """
+        use = self.mean(USE)
+        divisor = spread_over_ops(np.where(use > 0, use, 1.0), self._config)
+        average: NDArray[np.float64] = np.divide(self.mean(BODY), divisor)
+        return average
 
     def per_scale(self, name: str, elements: NDArray[np.float64]) -> NDArray[np.float64]:
         """Means over the elements of weights `name` that share a standard deviation."""
@@ -140,6 +155,10 @@ def check(prior: Prior, update: LocalUpdate, config: StudyConfig) -> Rejection |
     wanted = {LOG_SIGMA_PREFIX + name for name in update.differences} & set(prior.vectors)
     if set(scales) != wanted:
         return rejected(RejectionReason.WRONG_SHAPE, f"needs {sorted(wanted)}, got {sorted(scales)}")
+    if update.use is not None and update.use.shape != update.alpha.shape:
+        return rejected(RejectionReason.WRONG_SHAPE, f"{USE} has shape {update.use.shape}, not that of {ALPHA}")
+    if update.use is not None and not (update.use.min() >= 0 and update.use.max() <= 1):
+        return rejected(RejectionReason.OUT_OF_RANGE, f"{USE} has values that are no shares of the steps")
     for name, vector in {**update.differences, **scales, ALPHA: update.alpha}.items():
         if name not in prior.vectors or vector.shape != prior.vectors[name].shape:
             expected = prior.vectors[name].shape if name in prior.vectors else "no such vector"
@@ -187,10 +206,16 @@ def _alpha_coordinates(prior: Prior, alpha: Vector, config: StudyConfig) -> NDAr
 
 
 def _moved_by(name: str) -> str:
-    """The vector of the prior that a mean moves."""
+    """The vector of the prior that a mean moves, or that it has an element for each element of."""
     if name.startswith(SECOND_MOMENT_PREFIX):
         return LOG_SIGMA_PREFIX + name.removeprefix(SECOND_MOMENT_PREFIX)
-    return name
+    return ALPHA if name == USE else name
+
+
+def _counted_use(prior: Prior, update: LocalUpdate, outer: OuterConfig) -> NDArray[np.float64]:
+    """What a task adds to the divisor of each op: its share of steps (uses), or 1 if that is not 0 (users)."""
+    use = np.ones(prior.vectors[ALPHA].size) if update.use is None else update.use.astype(np.float64)
+    return use if outer.theta_average == "uses" else (use > 0).astype(np.float64)
 
 
 def _largest_magnitude(vector: NDArray[np.floating]) -> float:

@@ -11,9 +11,10 @@ Conventions, those under which the published networks' counts are stated:
 
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 
 from common.cost import Cost
-from common.network_config import FullNetworkConfig, cell_plans
+from common.network_config import FullNetworkConfig, cell_plans, stem_widths
 from common.space.genotype import Genotype
 from common.space.primitives import (
     AVG_POOL,
@@ -95,9 +96,11 @@ def count_network(genotype: Genotype, config: FullNetworkConfig) -> NetworkCount
             from_input = edge.source < NUM_CELL_INPUTS
             reads = size1 if from_input else _strided(size1, plan.stride)
             cost += _op(edge.primitive, plan.channels, reads, plan.stride if from_input else 1)
+            if config.motif == "search" and edge.primitive in (MAX_POOL, AVG_POOL):
+                cost += Cost(2 * plan.channels, 0)  # of the BatchNorm after it
         size0, size1 = size1, _strided(size1, plan.stride)
         cells.append(CellCount(plan.kind, plan.channels_out, size1, cost))
-        if index == config.auxiliary_cell:
+        if index == config.auxiliary_cell and config.motif != "search":
             num_auxiliary_params = _auxiliary_params(plan.channels_out, config)
     num_features = cells[-1].channels
     classifier = Cost((num_features + 1) * config.num_classes, num_features * config.num_classes)
@@ -105,8 +108,15 @@ def count_network(genotype: Genotype, config: FullNetworkConfig) -> NetworkCount
 
 
 def _stem(config: FullNetworkConfig) -> tuple[Cost, int, int]:
-    """Cost of the stem, and the height and width of its two outputs (the same one twice for cifar)."""
+    """Cost of the stem, and the height and width of its two outputs (the same one twice but for imagenet)."""
     channels, size = config.channels, config.image_size
+    if config.motif == "search":
+        assert config.stem_stride is not None
+        cost = Cost(0, 0)
+        for width_in, width_out in pairwise((config.image_channels, *stem_widths(config))):
+            size = _strided(size, min(config.stem_stride, 2))
+            cost += _conv_norm(9 * width_in * width_out, width_out, size)
+        return cost, size, size
     if config.motif == "cifar":
         return _conv_norm(9 * config.image_channels * 3 * channels, 3 * channels, size), size, size
     half, quarter, eighth = _half(size), _half(_half(size)), _half(_half(_half(size)))

@@ -2,8 +2,12 @@
 
 Unlike the search network's, BatchNorm here has a scale, a shift and running statistics, pools have none after them, and
 only the genotype's ops exist (the public DARTS code, and the released evaluation code of BASE, which allows two ops of
-a node to share their source).
+a node to share their source). With the motif `search` pools have one: such networks are cut out of a search network.
 """
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.errors import InvalidInputError
-from common.network_config import CellPlan, FullNetworkConfig, cell_plans
+from common.network_config import CellPlan, FullNetworkConfig, Motif, cell_plans, stem_widths
 from common.nn.counting import AUXILIARY_CHANNELS
 from common.nn.ops import Conv7x1, DilConv, FactorizedReduce, SepConv
 from common.space.genotype import Genotype
@@ -28,12 +32,9 @@ from common.space.primitives import (
 )
 from common.space.topology import NUM_CELL_INPUTS
 
-# These read the maps as they are; all other ops start with a ReLU, which the ops of one source share.
-_UNRECTIFIED = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
-
 
 class FullNetwork(nn.Module):
-    """The network of a genotype, with the motif for CIFAR and SVHN or the one for ImageNet.
+    """The network of a genotype, with the motif for CIFAR and SVHN, the one for ImageNet or a search network's.
 
     Args:
         genotype: kinds normal and reduction; any number of nodes, and of ops per node.
@@ -48,8 +49,8 @@ class FullNetwork(nn.Module):
         self.genotype = genotype
         self.config = config
         plans = tuple(cell_plans(genotype, config))
-        self.stems = nn.ModuleList(_cifar_stem(config) if config.motif == "cifar" else _imagenet_stem(config))
-        self.cells = nn.ModuleList(FullCell(genotype, plan) for plan in plans)
+        self.stems = nn.ModuleList(_STEMS[config.motif](config))
+        self.cells = nn.ModuleList(FullCell(genotype, plan, config.motif == "search") for plan in plans)
         self.auxiliary = (
             AuxiliaryClassifier(plans[config.auxiliary_cell].channels_out, config) if config.auxiliary else None
         )
@@ -119,9 +120,10 @@ class FullCell(nn.Module):
     Args:
         genotype: of which the plan's kind of cell is built.
         plan: what the cell reads and makes.
+        normalises_pools: pools are followed by BatchNorm, as in the search network.
     """
 
-    def __init__(self, genotype: Genotype, plan: CellPlan) -> None:
+    def __init__(self, genotype: Genotype, plan: CellPlan, normalises_pools: bool = False) -> None:
         super().__init__()
         before0, before1 = plan.channels_before
         fit0 = ReducedNorm(before0, plan.channels) if plan.input0_is_larger else ConvNorm(before0, plan.channels)
@@ -130,7 +132,9 @@ class FullCell(nn.Module):
         self.sources = tuple(tuple(edge.source for edge in node) for node in nodes)
         self.nodes = nn.ModuleList(
             nn.ModuleList(
-                full_op(edge.primitive, plan.channels, plan.stride if edge.source < NUM_CELL_INPUTS else 1)
+                full_op(
+                    edge.primitive, plan.channels, plan.stride if edge.source < NUM_CELL_INPUTS else 1, normalises_pools
+                )
                 for edge in node
             )
             for node in nodes
@@ -264,10 +268,30 @@ class Conv7x1Norm(Conv7x1):
         return maps
 
 
-def full_op(primitive: str, channels: int, stride: int) -> nn.Module:
+class PoolNorm(nn.Module):
+    """A pool, then BatchNorm."""
+
+    def __init__(self, pool: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> (batch, channels, ceil(height / stride), ceil(width / stride))."""
+        normalised: Tensor = self.norm(self.pool(maps))
+        return normalised
+
+
+# These read the maps as they are; all other ops start with a ReLU, which the ops of one source share.
+_UNRECTIFIED = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d, PoolNorm)
+
+
+def full_op(primitive: str, channels: int, stride: int, normalises_pools: bool = False) -> nn.Module:
     """The op of a genotype's edge, whose input is rectified first unless it is a pool or an identity."""
     if primitive == SKIP:
         return nn.Identity() if stride == 1 else ReducedNorm(channels, channels)
+    if normalises_pools and primitive in (MAX_POOL, AVG_POOL):
+        return PoolNorm(full_op(primitive, channels, stride), channels)
     if primitive == MAX_POOL:
         return nn.MaxPool2d(3, stride, 1)
     if primitive == AVG_POOL:
@@ -316,6 +340,21 @@ def _imagenet_stem(config: FullNetworkConfig) -> list[nn.Module]:
         *_conv_norm(config.image_channels, half, stride=2), nn.ReLU(), *_conv_norm(half, config.channels, stride=2)
     )
     return [quarter, nn.Sequential(nn.ReLU(), *_conv_norm(config.channels, config.channels, stride=2))]
+
+
+def _search_stem(config: FullNetworkConfig) -> list[nn.Module]:
+    """Images to 3 x channels maps, smaller by `stem_stride`; see `common.nn.supernet.Head`."""
+    assert config.stem_stride is not None
+    widths = (config.image_channels, *stem_widths(config))
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise(widths):
+        layers += [*([nn.ReLU()] if layers else []), *_conv_norm(width_in, width_out, min(config.stem_stride, 2))]
+    return [nn.Sequential(*layers)]
+
+
+_STEMS: Mapping[Motif, Callable[[FullNetworkConfig], list[nn.Module]]] = MappingProxyType(
+    {"cifar": _cifar_stem, "imagenet": _imagenet_stem, "search": _search_stem}
+)
 
 
 def _conv_norm(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:

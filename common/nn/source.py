@@ -5,9 +5,10 @@ one's weights are the other's; it reads them from a safetensors file with the st
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 
-from common.network_config import CellPlan, FullNetworkConfig, cell_plans
+from common.network_config import CellPlan, FullNetworkConfig, cell_plans, stem_widths
 from common.space.genotype import Genotype, GenotypeEdge
 from common.space.primitives import (
     AVG_POOL,
@@ -69,6 +70,18 @@ class Conv7x1(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.norm(self.conv_7x1(self.conv_1x7(F.relu(maps))))
+''',
+        "PoolNorm": '''
+class PoolNorm(nn.Module):
+    """A pool, then BatchNorm."""
+
+    def __init__(self, pool: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.norm(self.pool(maps))
 ''',
     }
 )
@@ -154,8 +167,8 @@ def python_source(genotype: Genotype, config: FullNetworkConfig, module: str) ->
     """
     plans = tuple(cell_plans(genotype, config))
     strides = {plan.kind: plan.stride for plan in plans}
-    cells = [_cell(kind, genotype, strides[kind]) for kind in sorted(strides)]
-    ops = [text for name, text in _OP_CLASSES.items() if any(f"{name}(channels" in cell for cell in cells)]
+    cells = [_cell(kind, genotype, strides[kind], config.motif == "search") for kind in sorted(strides)]
+    ops = [text for name, text in _OP_CLASSES.items() if any(f"{name}(" in cell for cell in cells)]
     parts = [_BLOCKS, *ops, *cells, _network(plans, config), _END]
     return _docstring(genotype, config, module) + _IMPORTS + "".join("\n" + part for part in parts)
 
@@ -183,7 +196,7 @@ def _docstring(genotype: Genotype, config: FullNetworkConfig, module: str) -> st
     return "\n".join(lines)
 
 
-def _cell(kind: str, genotype: Genotype, stride: int) -> str:
+def _cell(kind: str, genotype: Genotype, stride: int, normalises_pools: bool) -> str:
     """The class of one kind of cell, forward spelled out."""
     nodes = genotype.cells[kind]
     names = [f"x{NUM_CELL_INPUTS + index}" for index in range(len(nodes))]
@@ -202,7 +215,7 @@ def _cell(kind: str, genotype: Genotype, stride: int) -> str:
         "            [",
     ]
     for node in nodes:
-        ops = [_op(edge, stride) for edge in node]
+        ops = [_op(edge, stride, normalises_pools) for edge in node]
         line = f"                nn.ModuleList([{', '.join(ops)}]),"
         if len(line) <= LINE_LENGTH:
             lines.append(line)
@@ -234,6 +247,16 @@ def _network(plans: tuple[CellPlan, ...], config: FullNetworkConfig) -> str:
     channels, half = config.channels, config.channels // 2
     if config.motif == "cifar":
         stems = [f"        self.stems = nn.ModuleList([conv_norm({config.image_channels}, {3 * channels}, 1)])"]
+        run_stems = ["        before = last = self.stems[0](images)"]
+    elif config.motif == "search":
+        assert config.stem_stride is not None
+        layers = []
+        for width_in, width_out in pairwise((config.image_channels, *stem_widths(config))):
+            layers += [f"*conv_norm({width_in}, {width_out}, {min(config.stem_stride, 2)})", "nn.ReLU()"]
+        stems = [
+            *_filled("        stem = nn.Sequential(", ", ", layers[:-1], " " * 12, ")"),
+            "        self.stems = nn.ModuleList([stem])",
+        ]
         run_stems = ["        before = last = self.stems[0](images)"]
     else:
         quarter = f"*conv_norm({config.image_channels}, {half}, 2), nn.ReLU(), *conv_norm({half}, {channels}, 2)"
@@ -276,8 +299,10 @@ def _cell_call(plan: CellPlan) -> str:
     return f"{_cell_class(plan.kind)}({plan.channels_before[0]}, {plan.channels_before[1]}, {plan.channels}{larger})"
 
 
-def _op(edge: GenotypeEdge, cell_stride: int) -> str:
+def _op(edge: GenotypeEdge, cell_stride: int, normalises_pools: bool) -> str:
     """The expression that makes an op of a node."""
+    if normalises_pools and edge.primitive in (MAX_POOL, AVG_POOL):
+        return f"PoolNorm({_op(edge, cell_stride, False)}, channels)"
     stride = cell_stride if edge.source < NUM_CELL_INPUTS else 1
     if edge.primitive == SKIP:
         return "nn.Identity()" if stride == 1 else "FactorizedReduce(channels, channels)"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.config import NetworkConfig, SpaceConfig
 from common.errors import InvalidInputError
+from common.network_config import head_widths
 from common.nn.cell import Cell, Mixture
 from common.nn.native.library import choose
 from common.nn.ops import batch_norm
@@ -27,10 +28,7 @@ class Head(nn.Module):
 
     def __init__(self, image_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        num_convs = max(stride.bit_length() - 1, 1)
-        widths = [image_channels]
-        widths += [max(channels >> (num_convs - 2 - index), 1) for index in range(num_convs - 1)]
-        widths += [3 * channels]
+        widths = [image_channels, *head_widths(channels, stride)]
         self.convs = nn.ModuleList(
             nn.Conv2d(width_in, width_out, 3, min(stride, 2), 1, bias=False) for width_in, width_out in pairwise(widths)
         )
@@ -96,7 +94,7 @@ class Supernet(nn.Module):
             InvalidInputError: when there is no such head, or the mixtures do not fit the search space.
         """
         self._check(images, mixtures, image_size)
-        maps: Tensor = self.heads[str(image_size)](_match_channels(images, self.network.image_channels))
+        maps: Tensor = self.heads[str(image_size)](match_channels(images, self.network.image_channels))
         before, last = maps, maps
         for kind, cell in zip(self.network.cells, self.cells, strict=True):
             before, last = last, cell(before, last, mixtures[kind])
@@ -127,7 +125,8 @@ def build_supernet(space: SpaceConfig, network: NetworkConfig, seed: int) -> Sup
         return Supernet(space, network)
 
 
-def _match_channels(images: Tensor, image_channels: int) -> Tensor:
+def match_channels(images: Tensor, image_channels: int) -> Tensor:
+    """Grayscale images (batch, 1, height, width) repeated, or colour images averaged, to `image_channels`."""
     if images.shape[1] == image_channels:
         return images
     return images.expand(-1, 3, -1, -1) if image_channels == 3 else images.mean(dim=1, keepdim=True)

@@ -32,11 +32,11 @@ def study_file(tmp_path):
 # Presets and files
 
 
-def test_there_are_a_smoke_a_demo_and_a_paper_preset():
-    assert preset_names() == ("demo", "paper", "smoke")
+def test_the_presets_are_listed_by_name():
+    assert preset_names() == ("demo", "paper", "single_path", "smoke")
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "smoke"])
+@pytest.mark.parametrize("name", ["demo", "paper", "single_path", "smoke"])
 def test_every_preset_is_valid_and_survives_json(name):
     config = load(name, environment={})
     assert validate(json.loads(config.to_json())) == config
@@ -91,13 +91,17 @@ def test_a_preset_wins_over_a_file_of_the_same_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["smok", "no/such/file.toml", ".", ""])
 def test_a_missing_file_is_answered_with_the_presets(name):
-    with pytest.raises(NotFoundError, match=rf"no preset or file '{name}'; presets are demo, paper, smoke"):
+    with pytest.raises(
+        NotFoundError, match=rf"no preset or file '{name}'; presets are demo, paper, single_path, smoke"
+    ):
         load(name, environment={})
 
 
 @pytest.mark.parametrize("base", ['"nope"', "3", '["demo"]'])
 def test_a_file_with_an_unknown_preset_is_answered_with_the_presets(study_file, base):
-    with pytest.raises(NotFoundError, match=r"study\.toml starts from preset .*; presets are demo, paper, smoke"):
+    with pytest.raises(
+        NotFoundError, match=r"study\.toml starts from preset .*; presets are demo, paper, single_path, smoke"
+    ):
         load(study_file(f"preset = {base}"), environment={})
 
 
@@ -255,7 +259,9 @@ def test_a_value_with_a_line_break_sets_nothing_else():
         ("network.heads={16 = -2}", ["head 16 has stride -2; use a power of two"]),
         ("network.heads={0 = 1}", ["head 0 has stride 1; use a power of two from 1 to the image size"]),
         ("network.heads={big = 2}", ["network.heads.big", "valid integer", "got 'big'"]),
-        ("relaxation.kind=soft", ["relaxation.kind", "'gumbel', 'softmax' or 'straight_through'", "got 'soft'"]),
+        ("relaxation.kind=soft", ["relaxation.kind", "'softmax', 'straight_through' or 'single_path'", "got 'soft'"]),
+        ("relaxation.hard_kind=gumbel", ["relaxation.hard_kind", "'straight_through' or 'single_path'", "'gumbel'"]),
+        ("outer.theta_average=ops", ["outer.theta_average", "'tasks', 'users' or 'uses'", "got 'ops'"]),
         ("relaxation.tau_start=0", ["relaxation.tau_start", "greater than 0", "got 0"]),
         ("relaxation.hard_after_round=-1", ["relaxation.hard_after_round", "greater than or equal to 0", "got -1"]),
         ("inner.steps=0", ["inner.steps", "greater than or equal to 1", "got 0"]),
@@ -269,7 +275,7 @@ def test_a_value_with_a_line_break_sets_nothing_else():
         ("inner.clip_norm=0", ["inner.clip_norm", "greater than 0", "got 0"]),
         (
             "inner.relaxation=soft",
-            ["inner.relaxation", "'gumbel', 'softmax' or 'straight_through'", "'prior'", "'soft'"],
+            ["inner.relaxation", "'softmax', 'straight_through' or 'single_path'", "'prior'", "'soft'"],
         ),
         ("inner.level=tri", ["inner.level", "'single' or 'bilevel'", "got 'tri'"]),
         ("inner.op_penalty.conv=1", ["inner.op_penalty: unknown op 'conv'; use ops out of", *PRIMITIVES]),
@@ -306,6 +312,20 @@ def test_a_rule_without_weights_is_refused_beside_a_weighting(rule):
         load_smoke(f"outer.rule={rule}", "outer.weighting=examples")
     assert load_smoke(f"outer.rule={rule}").outer.rule == rule
     assert load_smoke("outer.rule=clipped_mean", "outer.weighting=examples").outer.weighting == "examples"
+
+
+@pytest.mark.parametrize("average", ["users", "uses"])
+def test_differences_are_divided_by_use_only_where_they_are_summed_as_points(average):
+    with pytest.raises(
+        InvalidInputError, match=r"outer: rule 'median' is no sum to divide by.*theta_average to 'tasks'"
+    ):
+        load_smoke("outer.rule=median", f"outer.theta_average={average}")
+    gaussian = ["inner.weights=gaussian", "adapt.weights=gaussian"]
+    with pytest.raises(
+        InvalidInputError, match=r"theta_average '\w+' knows no standard deviations; set inner\.weights"
+    ):
+        load_smoke(*gaussian, f"outer.theta_average={average}")
+    assert load_smoke(*gaussian).outer.theta_average == "tasks"
 
 
 def test_all_mistakes_are_named_at_once():
@@ -427,3 +447,5 @@ def test_relaxation_turns_hard_from_the_given_round_on():
     ]
     assert RelaxationConfig(kind="softmax").at(100, 5)[0] == "softmax"
     assert RelaxationConfig(kind="softmax", hard_after_round=0).at(0, 5)[0] == "straight_through"
+    single = RelaxationConfig(hard_after_round=1, hard_kind="single_path")
+    assert [single.at(version, 5)[0] for version in range(3)] == ["gumbel", "single_path", "single_path"]

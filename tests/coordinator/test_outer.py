@@ -15,6 +15,7 @@ from common.meta.params import named_vectors
 from common.meta.posterior import MIN_PROBABILITY
 from common.meta.prior import ALPHA, initial_prior
 from common.meta.sums import task_weight
+from common.meta.uses import spread_over_ops
 from common.nn.supernet import build_supernet
 from coordinator.outer import (
     OuterStep,
@@ -62,6 +63,80 @@ def test_a_head_that_no_task_used_stays_bitwise():
     prior = tiny_prior()
     after = step(prior, [tiny_update("a", head=(1.0, 1.0), size=16)], tiny_config())
     assert after.vectors["head/32"].tobytes() == prior.vectors["head/32"].tobytes()
+
+
+# Weights that not every step uses: the tiny supernet has one cell and one node, two edges of two ops (a skip, which has
+# no weights, and a separable convolution), so its use has four values, of which the second and fourth count.
+
+
+def use_case(average, uses, **outer):
+    """Differences 1, 2, 3, ... (by task) of all weights; what the prior moved by, per part of the body."""
+    config = tiny_config(theta_rate=1.0, theta_average=average, **outer)
+    prior = initial_prior(config)
+    updates = []
+    for number, use in enumerate(uses, start=1):
+        update = random_update(prior, f"task-{number}")
+        differences = {name: np.full_like(vector, number) for name, vector in update.differences.items()}
+        use = None if use is None else np.float32([0.0, use[0], 1.0, use[1]])
+        updates.append(replace(update, differences=differences, use=use))
+    moved = step(prior, updates, config).vectors["body"].astype(np.float64) - prior.vectors["body"]
+    names = [name for name, _ in named_vectors(build_supernet(config.space, config.network, 0))["body"]]
+    sizes = [p.numel() for _, p in named_vectors(build_supernet(config.space, config.network, 0))["body"]]
+    parts = dict(zip(names, np.split(moved, np.cumsum(sizes)[:-1]), strict=True))
+    found = {}
+    for key in ("edges.0.sep_conv_3x3", "edges.1.sep_conv_3x3", "preprocess"):
+        values = np.concatenate([part for name, part in parts.items() if name.startswith(f"cells.0.{key}")])
+        assert np.ptp(values) < 1e-6
+        found[key] = float(values.mean())
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    [
+        # Task 1 uses the first op in all steps and the second in a quarter, task 2 the second alone, in half of them.
+        ("tasks", [(1 + 2) / 2, (1 + 2) / 2, (1 + 2) / 2]),
+        ("users", [(1 + 2) / 1, (1 + 2) / 2, (1 + 2) / 2]),
+        ("uses", [(1 + 2) / 1, (1 + 2) / 0.75, (1 + 2) / 2]),
+    ],
+)
+def test_the_difference_of_an_op_is_divided_by_its_use(average, expected):
+    assert use_case(average, [(1.0, 0.25), (0.0, 0.5)]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("average", ["users", "uses"])
+def test_an_op_that_no_task_used_stays_bitwise(average):
+    config = tiny_config(theta_rate=1.0, theta_average=average)
+    prior = initial_prior(config)
+    update = replace(random_update(prior, "a"), use=np.float32([1, 0, 1, 1]))
+    body = update.differences["body"].copy()
+    owners = spread_over_ops(np.arange(4.0), config)  # 1 also marks weights of no op
+    sizes = [p.numel() for _, p in named_vectors(build_supernet(config.space, config.network, 0))["body"]]
+    unused = np.arange(len(body)) >= sum(sizes[:2])
+    unused &= owners == 1
+    assert unused.sum() == sum(sizes[2:6])
+    body[unused] = 0  # as a task leaves them
+    after = step(prior, [replace(update, differences={**update.differences, "body": body})], config)
+    same = after.vectors["body"] == prior.vectors["body"]
+    assert same[unused].all()
+    assert not same[~unused].any()
+
+
+@pytest.mark.parametrize("average", ["users", "uses"])
+def test_dividing_by_use_changes_no_bit_where_every_step_uses_every_op(average):
+    options = ("outer.weighting=examples", "outer.examples_power=0.7")
+    config = smoke_config(*options)
+    prior = initial_prior(config)
+    updates = [random_update(prior, name, num_examples=7 + 5 * place) for place, name in enumerate("abc")]
+    divided = step(prior, updates, smoke_config(f"outer.theta_average={average}", *options))
+    assert divided.digest() == step(prior, updates, config).digest()
+
+
+def test_tasks_count_by_their_weight_in_the_use_too():
+    # Weights 1 and 3 (30 images where 10 weigh 1): (1 * 1 + 3 * 2) / (1 * 1 + 3 * 0.5)
+    config = {"weighting": "examples"}
+    found = use_case("uses", [(1.0, 1.0), (0.5, 1.0)], **config)
+    assert found[0] == pytest.approx((3 * 1 + 3 * 2) / (3 * 1 + 3 * 0.5), abs=1e-5)
 
 
 def test_a_step_moves_the_prior():

@@ -25,9 +25,12 @@ from common.config import (
 )
 from common.errors import ConflictError, InvalidInputError
 from common.messages import AdaptRequest, AdaptResult
+from common.meta.inherit import inherited_network
 from common.meta.prior import Prior, initial_prior
+from common.meta.uses import spread_over_ops
 from common.nn.cell import Mixture
 from common.nn.supernet import Supernet, build_supernet
+from common.space.genotype import derive
 from common.streams import stream
 from common.tasks import LearningTask
 from workers.adapt import InnerLoop, MinibatchOrder, adapt
@@ -46,6 +49,7 @@ INNER = InnerConfig(
     alpha=AdamConfig(lr=0.05),
 )
 DATA = DatasetRef(source="digits", unseen_fraction=0.0)
+FAMILIES = (TaskFamily(data=DATA, image_size=16),)
 
 
 def task(num_classes: int = 4, image_size: int = 16, task_id: str = "task", **changes: Any) -> LearningTask:
@@ -209,6 +213,8 @@ class Naive:
 
     def mixtures(self, step: int, purpose: str) -> dict[str, Mixture]:
         noisy = self.phi
+        if self.kind == "single_path":
+            return self.one_network(self.stream(step, purpose + "gumbel").gumbel(size=tuple(self.phi.shape)))
         if self.kind != "softmax":
             noise = self.stream(step, purpose + "gumbel").gumbel(size=tuple(self.phi.shape))
             noisy = noisy + torch.tensor(noise, dtype=torch.float32)
@@ -223,6 +229,25 @@ class Naive:
             kind: Mixture(weights[i], tuple(tuple(torch.nonzero(row)[:, 0].tolist()) for row in on[i]))
             for i, kind in enumerate(self.request.space.cell_kinds)
         }
+
+    def one_network(self, gumbel: np.ndarray) -> dict[str, Mixture]:
+        """Two (source, op) pairs of each node; `none` is column 0. Rows as in `groups`."""
+        log_p = self.ungroup([torch.log_softmax(group, 0) for group in self.groups(self.phi)])
+        scores = log_p + torch.tensor(gumbel, dtype=torch.float32)
+        mixtures = {}
+        for kind, of_kind in zip(self.request.space.cell_kinds, scores, strict=True):
+            weights = []
+            for rows in (of_kind[0:2], of_kind[2:5]):
+                candidates = rows[:, 1:].reshape(-1)
+                soft = 2 * torch.softmax(candidates / self.request.tau, 0)
+                on = torch.zeros_like(soft)
+                on[torch.topk(candidates, 2).indices] = 1.0
+                straight = (on + (soft - soft.detach())).reshape(len(rows), -1)
+                weights.append(torch.cat([torch.zeros(len(rows), 1), straight], dim=1))
+            both = torch.cat(weights)
+            active = tuple(tuple(torch.nonzero(row.detach())[:, 0].tolist()) for row in both)
+            mixtures[kind] = Mixture(both, active)
+        return mixtures
 
     def scores(self, images: Tensor, mixtures: Mapping[str, Mixture], weights: Mapping[str, Tensor]) -> Tensor:
         size = self.request.task.image_size
@@ -361,6 +386,8 @@ CASES = {
     "softmax_node": Case({"relaxation": "softmax"}, NODE),
     "straight_through_edge": Case({"relaxation": "straight_through"}),
     "straight_through_node": Case({"relaxation": "straight_through"}, NODE),
+    "single_path_edge": Case({"relaxation": "single_path"}),
+    "single_path_node": Case({"relaxation": "single_path"}, NODE),
     "relaxation_of_the_prior": Case(request={"relaxation": "softmax"}),
     "weights_near_the_prior": Case(PRIORED),
     "weights_near_the_prior_by_the_elbo": Case({"prior_precision": 50.0}),
@@ -764,3 +791,97 @@ def test_digits_are_learned(relaxation: str):
     assert after.loss < before.loss
     for vector in result.update.differences.values():
         assert np.linalg.norm(vector) > 0
+
+
+# Derived networks, sampled and given
+
+
+GENOTYPE = derive(
+    {kind: np.random.default_rng(8).random((5, len(OPS))) for kind in SPACE.cell_kinds}, SPACE.topology, OPS
+)
+
+
+def test_use_is_the_share_of_steps_that_computed_an_op():
+    seen: list[dict[str, Mixture]] = []
+
+    class Watched(Supernet):
+        def forward(self, images: Tensor, mixtures: Mapping[str, Mixture], image_size: int) -> Tensor:
+            seen.append(dict(mixtures))
+            return super().forward(images, mixtures, image_size)
+
+    inner = INNER.model_copy(update={"relaxation": "single_path", "level": "bilevel", "batch_size": 5})
+    update = run(request_for(inner), supernet=Watched(SPACE, NETWORK)).update
+    assert update is not None
+    assert update.use is not None
+    # Of the two passes of a bilevel step, the second one is the weights'.
+    expected = np.mean(
+        [[(mixtures[kind].weights.detach() > 0).numpy() for kind in mixtures] for mixtures in seen[1::2]], 0
+    )
+    assert len(seen[1::2]) == INNER.steps
+    np.testing.assert_array_equal(update.use.reshape(expected.shape), expected.astype(np.float32))
+    assert update.use.dtype == np.float32
+    # What was not used did not learn, but for weight decay.
+    assert 0 < np.mean(expected == 0) < 1
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "softmax"])
+def test_where_every_op_is_computed_there_is_no_use_to_tell(kind: str):
+    update = run(request_for(INNER.model_copy(update={"relaxation": kind}))).update
+    assert update is not None
+    assert update.use is None
+
+
+def test_training_a_genotype_inside_the_supernet_is_training_the_network_that_is_cut_out():
+    inner = INNER.model_copy(update={"theta": SgdConfig(lr=0.05, weight_decay=0.0), "relaxation": "softmax"})
+    request = request_for(inner, genotype=GENOTYPE, returns_weights=True, eval_steps=(0, 5))
+    prior, episode = prior_for(inner), synthetic()
+    result = run(request, episode, prior)
+    assert result.weights is not None
+    np.testing.assert_array_equal(result.weights["alpha"], prior.vectors["alpha"])
+    found = inherited_network(result.weights, GENOTYPE, SPACE, NETWORK, 16)
+
+    classifier = {"classifier/weight": np.zeros((4, 2 * 8), np.float32), "classifier/bias": np.zeros(4, np.float32)}
+    network = inherited_network({**prior.vectors, **classifier}, GENOTYPE, SPACE, NETWORK, 16)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for parameter in (parameter for norm in norms for parameter in norm.parameters()):
+        parameter.requires_grad_(False)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learning, 0.05, momentum=0.9)
+    naive = Naive(prior, request, episode)
+    for step in range(inner.steps):
+        indices = naive.batch_indices(np.arange(24), step, "order")
+        images = naive.images(indices, naive.stream(step, "augment"))
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(images), torch.tensor(episode.train_labels[indices]))
+        loss.backward()
+        nn.utils.clip_grad_norm_(learning, 5.0)
+        optimizer.step()
+        assert loss.item() == pytest.approx(result.train_losses[step], rel=1e-4)
+    for name, tensor in found.state_dict().items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            torch.testing.assert_close(network.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    images = torch.from_numpy(episode.test_images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        correct = (network(images).argmax(dim=1).numpy() == episode.test_labels).mean()
+    assert result.evaluations[-1].accuracy == pytest.approx(correct)
+
+
+def test_a_given_genotype_leaves_the_architecture_and_what_it_does_not_use_alone():
+    inner = INNER.model_copy(update={"theta": SgdConfig(lr=0.05, weight_decay=0.0)})
+    update = run(request_for(inner, genotype=GENOTYPE)).update
+    assert update is not None
+    assert update.use is not None
+    np.testing.assert_array_equal(update.alpha, prior_for(inner).vectors["alpha"])
+    used = spread_over_ops(update.use.astype(float), StudyConfig(space=SPACE, network=NETWORK, families=FAMILIES))
+    moved = update.differences["body"] != 0
+    assert set(np.unique(used)) == {0.0, 1.0}
+    assert not moved[used == 0].any()
+    assert moved[used == 1].mean() > 0.9
+
+
+def test_single_path_evaluates_the_network_that_is_derived():
+    inner = INNER.model_copy(update={"relaxation": "single_path"})
+    result = run(request_for(inner, eval_steps=(0,), learns_alpha=False))
+    genotype = derive(result.probabilities, SPACE.topology, OPS)
+    fixed = run(request_for(inner, eval_steps=(0,), genotype=genotype))
+    assert result.evaluations == fixed.evaluations

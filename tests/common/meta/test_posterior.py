@@ -1,6 +1,7 @@
 """Posteriors over architectures and weights, against torch.distributions and naive loops."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from common.meta.posterior import (
     probabilities,
     relax,
     relaxed_log_density,
+    single_path,
 )
+from common.space.genotype import derive
 from common.space.topology import Topology
 from common.streams import stream
 
@@ -316,3 +319,90 @@ def test_straight_through_draws_each_op_as_often_as_its_probability_at_any_tempe
     p = naive_softmax(logits, normalisation)
     # A binomial count lies within 5 standard deviations, all 72 of them at a level of 4e-5; + 1 for rare ops.
     assert bool(((drawn - count * p).abs() <= 5 * (count * p * (1 - p)).sqrt() + 1).all())
+
+
+# One derived network per sample
+
+
+OPS = ("max_pool_3x3", "none", "sep_conv_3x3", "skip_connect")
+NONE_COLUMN = 1
+
+
+def kept_pairs(weights):
+    """Per kind and node the (source, op) pairs that have a weight, in flat order."""
+    ends = [0, 2, 5, 9]
+    return [
+        [tuple(pair) for pair in torch.nonzero(kind[first:last]).tolist()]
+        for kind in weights
+        for first, last in pairwise(ends)
+    ]
+
+
+def pairs_of(genotype):
+    return [
+        [(edge.source, OPS.index(edge.primitive)) for edge in node]
+        for nodes in genotype.cells.values()
+        for node in nodes
+    ]
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_single_path_without_noise_keeps_what_the_best_pairs_derivation_keeps(normalisation):
+    for draw in range(20):
+        logits = random_logits("single path", draw).round(decimals=draw % 2)  # ties too
+        relaxed = relax(logits, None, 1.0, "single_path", TOPOLOGY, normalisation, NONE_COLUMN)
+        values = probabilities(logits, TOPOLOGY, normalisation).numpy()
+        genotype = derive({"a": values[0], "b": values[1]}, TOPOLOGY, OPS, "top2_pairs")
+        assert kept_pairs(relaxed.weights) == pairs_of(genotype)
+
+
+def test_single_path_weighs_two_pairs_per_node_exactly_one_and_asks_for_no_other():
+    for draw in range(10):
+        logits, noise = random_logits(draw).float(), gumbel_noise(draw).float()
+        relaxed = relax(logits, noise, 0.3, "single_path", TOPOLOGY, "edge", NONE_COLUMN)
+        assert set(relaxed.weights.unique().tolist()) == {0.0, 1.0}
+        pairs = kept_pairs(relaxed.weights)
+        assert [len(node) for node in pairs] == [2] * 6
+        assert all(op != NONE_COLUMN for node in pairs for _, op in node)
+        columns = [torch.nonzero(edge)[:, 0].tolist() for kind in relaxed.weights for edge in kind]
+        assert [list(edge) for kind in relaxed.active for edge in kind] == columns
+
+
+def test_single_path_draws_pairs_without_replacement_as_often_as_their_probabilities_say():
+    topology = Topology(1)
+    p = np.array([[0.4, 0.1, 0.3, 0.2], [0.1, 0.5, 0.1, 0.3]])  # per edge; column 1 is none
+    logits = torch.from_numpy(np.log(p))[None]
+    counts = np.zeros(8)
+    num_draws = 4000
+    for draw in range(num_draws):
+        noise = torch.from_numpy(stream(3, "draws", draw).gumbel(size=(1, 2, 4)))
+        weights = relax(logits, noise, 1.0, "single_path", topology, "edge", NONE_COLUMN).weights
+        counts += weights.reshape(-1).numpy()
+    q = p.copy()
+    q[:, NONE_COLUMN] = 0
+    q = (q / q.sum()).ravel()
+    # In the sample by being first, or second after any other.
+    second = [sum(q[j] * q[i] / (1 - q[j]) for j in range(8) if j != i) for i in range(8)]
+    np.testing.assert_allclose(counts / num_draws, q + second, atol=4 * 0.5 / num_draws**0.5)
+
+
+def test_single_path_gradient_is_that_of_twice_the_softmax_over_a_nodes_pairs():
+    scores = random_logits("scores").requires_grad_()
+    upstream = random_logits("upstream")
+    tau = 0.7
+    (single_path(scores, tau, TOPOLOGY, NONE_COLUMN).weights * upstream).sum().backward()
+    again = scores.detach().clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for kind in range(NUM_KINDS):
+        for group in naive_groups("node"):
+            pairs = [(edge, op) for edge, op in group if op != NONE_COLUMN]
+            soft = torch.softmax(values_of(again, kind, pairs) / tau, 0)
+            total = total + (2 * soft * values_of(upstream, kind, pairs)).sum()
+    total.backward()
+    torch.testing.assert_close(scores.grad, again.grad, rtol=1e-12, atol=1e-14)
+    assert scores.grad[:, :, NONE_COLUMN].abs().max() == 0
+
+
+def test_single_path_of_a_node_with_one_candidate_keeps_that_one():
+    scores = torch.zeros(1, 2, 1, dtype=torch.float64)
+    assert single_path(scores, 1.0, Topology(1), None).weights.reshape(-1).tolist() == [1.0, 1.0]

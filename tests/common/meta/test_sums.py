@@ -22,6 +22,8 @@ CONFIGS = {
     "clipped": tiny_config(rule="clipped_mean", clip_norm=0.2, weighting="examples"),
     "logits": tiny_config(alpha_average="logits", weighting="examples"),
     "gaussian": smoke_config(*GAUSSIAN, "inner.log_sigma=-1.0", "outer.weighting=examples"),
+    "users": tiny_config(theta_average="users", weighting="examples"),
+    "uses": tiny_config(theta_average="uses", rule="clipped_mean", clip_norm=0.2),
     "gaussian per element": smoke_config(
         *GAUSSIAN,
         *(f"{loop}.gaussian_scale=element" for loop in ("inner", "adapt")),
@@ -35,12 +37,18 @@ CONFIGS = {
 def prior_and_updates(name):
     """Updates of all image sizes and several weights; one holds NaN, one is of another version."""
     config = CONFIGS[name]
-    prior = initial_prior(config) if "gaussian" in name else tiny_prior()
+    prior = initial_prior(config) if "gaussian" in name or name.startswith("use") else tiny_prior()
     sizes = (16,) if "gaussian" in name else (16, 32)
     updates = [
         random_update(prior, f"task-{place}", size=sizes[place % len(sizes)], num_examples=1 + 7 * place)
         for place in range(TASKS)
     ]
+    if name.startswith("use"):
+        shares = np.random.default_rng(1).integers(0, 3, (TASKS, prior.vectors["alpha"].size)) / np.float32(2)
+        updates = [
+            replace(update, use=None if place == 2 else shares[place].astype(np.float32))
+            for place, update in enumerate(updates)
+        ]
     body = updates[4].differences["body"].copy()
     body[1] = np.nan
     updates[4] = replace(updates[4], differences={**updates[4].differences, "body": body})
@@ -55,6 +63,19 @@ def partial_sum(prior, config, updates):
     rejections = tuple(rejection for rejection in found.values() if rejection is not None)
     statistics = {task_id: STATISTICS for task_id, rejection in found.items() if rejection is None}
     return PartialSum(prior.version, statistics, rejections, sums.sums())
+
+
+def test_use_must_be_shares_of_the_steps_one_per_op():
+    prior, config, updates = prior_and_updates("uses")
+    for use, reason in (
+        (np.zeros(3, np.float32), RejectionReason.WRONG_SHAPE),
+        (np.full(prior.vectors["alpha"].size, 1.5, np.float32), RejectionReason.OUT_OF_RANGE),
+        (np.full(prior.vectors["alpha"].size, np.nan, np.float32), RejectionReason.OUT_OF_RANGE),
+        (np.full(prior.vectors["alpha"].size, -0.1, np.float32), RejectionReason.OUT_OF_RANGE),
+    ):
+        rejection = UpdateSums(prior, config).absorb(replace(updates[0], use=use))
+        assert rejection is not None
+        assert rejection.reason == reason
 
 
 @pytest.mark.parametrize("name", CONFIGS)
