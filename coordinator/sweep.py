@@ -135,6 +135,42 @@ def check_same_plan(stored: SweepPlan, given: SweepPlan) -> None:
             )
 
 
+def store_results(
+    folder: ArtifactFolder, plan: SweepPlan, trials: Sequence[Trial], is_over: bool, seconds: float
+) -> dict[str, Any]:
+    """Stores the table of the trials, and the best one's configuration and folder.
+
+    Args:
+        folder: of the sweep.
+        plan: what is tried.
+        trials: as far as they are.
+        is_over: whether all of them are.
+        seconds: spent so far, over all resumptions.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        UnavailableError: the storage refuses.
+    """
+    content = described(plan, trials, is_over, seconds)
+    best = best_of(trials, plan)
+    if best is not None:
+        assert best.folder is not None
+        folder.write(BEST, dumped(best_content(best, plan)))
+        folder.copy_tree(best.folder, BEST_FOLDER)
+    folder.write(RESULT, dumped(content))
+    return content
+
+
+def spent_s(folder: ArtifactFolder) -> float:
+    """Seconds that a sweep has taken so far, as far as its result says."""
+    try:
+        return float(json.loads(folder.read(RESULT))["seconds"])
+    except (NotFoundError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
 def best_of(trials: Sequence[Trial], plan: SweepPlan) -> Trial | None:
     """The trial whose last measurement is best, among those that ran all their rounds; among all, where none did."""
     known = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value) and trial.folder]
@@ -143,7 +179,7 @@ def best_of(trials: Sequence[Trial], plan: SweepPlan) -> Trial | None:
     return max(complete or known, key=lambda trial: (sign * (trial.value or 0.0), -trial.number), default=None)
 
 
-def described(plan: SweepPlan, trials: Sequence[Trial], is_over: bool) -> dict[str, Any]:
+def described(plan: SweepPlan, trials: Sequence[Trial], is_over: bool, seconds: float) -> dict[str, Any]:
     """What result.json holds: plain values."""
     best = best_of(trials, plan)
     return {
@@ -153,7 +189,10 @@ def described(plan: SweepPlan, trials: Sequence[Trial], is_over: bool) -> dict[s
         "unit": plan.unit,
         "most_rounds": plan.most_rounds,
         "num_trials": plan.config.num_trials,
+        "searcher": plan.config.searcher,
+        "scheduler": plan.config.scheduler,
         "is_over": is_over,
+        "seconds": seconds,
         "best": None if best is None else best.number,
         "keys": sorted({key for trial in trials for key in trial.values})
         if plan.architectures
@@ -218,7 +257,7 @@ def interval_of(trial: Trial) -> list[float] | None:
     from coordinator.report import mean_interval
 
     found = mean_interval(np.array(values)[:, None])
-    return [float(found.low[0]), float(found.high[0])]
+    return [max(float(found.low[0]), 0.0), min(float(found.high[0]), 1.0)]  # an accuracy: no more than that is possible
 
 
 def dumped(content: Mapping[str, Any]) -> bytes:

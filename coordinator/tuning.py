@@ -7,24 +7,27 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
+import re
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
-import pyarrow.fs  # type: ignore[import-untyped]  # comes with ray[tune]
+import pyarrow.fs  # comes with ray[tune]
 from fsspec.implementations.local import LocalFileSystem
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
+from ray.tune.stopper import Stopper
 
 from common.errors import MetaSearchError, UnavailableError
-from common.storage import ArtifactFolder
 from common.sweep_config import SweepConfig
 from common.sweep_space import Domain, Space, Values
 from coordinator.sweep import SweepPlan, Trial
@@ -45,8 +48,11 @@ _ENVIRONMENT = {
 }
 
 Listener = Callable[[Sequence[Trial]], None]
-# Who hears of the sweep that runs in this process. Not in the callback itself, which Tune stores with the sweep.
-_listeners: list[Callable[[Sequence[Any]], None]] = []
+Item = TypeVar("Item")
+# When the sweep that runs in this process has to end, by time.monotonic; and who hears of it. Both are kept out of what
+# Tune stores with the sweep.
+_deadlines_s: list[float] = []
+_listeners: list[Callable[[Sequence[Any], bool], None]] = []
 
 
 class SweepTrial(tune.Trainable):
@@ -114,12 +120,24 @@ class Watcher(Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called often; whoever listens should be quick."""
         for listen in _listeners:
-            listen(trials)
+            listen(trials, False)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Called once more at the end."""
+        """Called once more at the end, when what was still running has been told to stop."""
         for listen in _listeners:
-            listen(trials)
+            listen(trials, True)
+
+
+class Budget(Stopper):
+    """Ends all trials once the time is up."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial ends for itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the time is up."""
+        return bool(_deadlines_s) and time.monotonic() >= _deadlines_s[-1]
 
 
 def check_installed(sweep: SweepConfig) -> None:
@@ -158,19 +176,25 @@ def run_sweep(
     check_installed(plan.config)
     seen: list[Trial] = []
 
-    def note(trials: Sequence[Any]) -> None:
-        seen[:] = [_trial(number, trial, plan) for number, trial in enumerate(trials)]
+    def note(trials: Sequence[Any], is_end: bool) -> None:
+        if seen and is_end:
+            return  # after an interruption, unfinished trials look as if they had been ended
+        # A sweep that was restored has them in another order.
+        begun = sorted(trials, key=_begun)
+        seen[:] = [_trial(number, trial, plan) for number, trial in enumerate(begun)]
         listener(seen)
 
     filesystem, root = _storage(url)
     path = f"{root.rstrip('/')}/{TUNE}"
     trainable = tune.with_parameters(SweepTrial, plan=plan.model_dump_json())
-    with _quiet(), _heard_by(note):
+    budget_s = plan.config.max_seconds
+    deadline_s = math.inf if budget_s is None else time.monotonic() + budget_s - spent_s
+    with _quiet(), _kept(_listeners, note), _kept(_deadlines_s, deadline_s):
         try:
             if Tuner.can_restore(path, storage_filesystem=filesystem):
                 tuner = Tuner.restore(path, trainable, resume_errored=True, storage_filesystem=filesystem)
             else:
-                tuner = _new_tuner(plan, trainable, root, filesystem, concurrency, gpus_per_trial, spent_s)
+                tuner = _new_tuner(plan, trainable, root, filesystem, concurrency, gpus_per_trial)
             tuner.fit()
         except OSError as error:
             raise UnavailableError(f"cannot keep the sweep's state in {url}: {error}") from error
@@ -184,10 +208,8 @@ def _new_tuner(
     filesystem: Any,
     concurrency: int,
     gpus_per_trial: float,
-    spent_s: float,
 ) -> Tuner:
     sweep = plan.config
-    budget_s = None if sweep.max_seconds is None else max(sweep.max_seconds - spent_s, 1.0)
     return Tuner(
         trainable,
         param_space={**_search_space(plan), _GPUS: gpus_per_trial},
@@ -198,7 +220,6 @@ def _new_tuner(
             scheduler=_scheduler(plan),
             num_samples=sweep.num_samples if plan.architectures is None else 1,
             reuse_actors=True,
-            time_budget_s=budget_s,
             trial_dirname_creator=_folder_name,
         ),
         run_config=RunConfig(
@@ -211,6 +232,7 @@ def _new_tuner(
                 checkpoint_frequency=1, num_to_keep=4 if sweep.scheduler == "pbt" else 2, checkpoint_at_end=False
             ),
             callbacks=[Watcher()],
+            stop=Budget(),
             verbose=0,
             log_to_file=False,
         ),
@@ -249,8 +271,10 @@ def decoded(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
 def _searcher(sweep: SweepConfig, concurrency: int) -> Any:
     metric, mode = sweep.metric, "max" if sweep.is_maximised else "min"
     if sweep.searcher == "optuna":
+        import optuna
         from ray.tune.search.optuna import OptunaSearch
 
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         return ConcurrencyLimiter(OptunaSearch(metric=metric, mode=mode, seed=sweep.seed), concurrency)
     if sweep.searcher == "hyperopt":
         from coordinator.hyperopt_search import FailingHyperOptSearch
@@ -296,6 +320,12 @@ def _folder_name(trial: Any) -> str:
     return f"trial-{trial.trial_id}"
 
 
+def _begun(trial: Any) -> int:
+    """Which of the sweep's trials it is: Tune's tags begin with a number that counts up."""
+    found = re.match(r"\d+", trial.experiment_tag or "")
+    return int(found[0]) if found else 0
+
+
 def _trial(number: int, trial: Any, plan: SweepPlan) -> Trial:
     """A trial of Tune's in our terms."""
     last: Mapping[str, Any] = trial.last_result or {}
@@ -333,13 +363,6 @@ def _rounds_of(plan: SweepPlan, values: Values) -> int:
     return next((int(value) for key, value in values.items() if key == "rounds"), plan.study.rounds)
 
 
-def trial_folder(url: str, trial: Trial) -> ArtifactFolder:
-    """The latest checkpoint of a trial of the sweep in a folder."""
-    assert trial.folder is not None
-    filesystem, _ = fsspec.core.url_to_fs(url)
-    return ArtifactFolder(filesystem.unstrip_protocol(trial.folder))
-
-
 def _storage(url: str) -> tuple[Any, str]:
     """Where Tune keeps its state: pyarrow's view of a file system, and a path in it."""
     filesystem, path = fsspec.core.url_to_fs(url)
@@ -349,12 +372,13 @@ def _storage(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _heard_by(listen: Callable[[Sequence[Any]], None]) -> Iterator[None]:
-    _listeners.append(listen)
+def _kept(values: list[Item], value: Item) -> Iterator[None]:
+    """A value in a list, for as long as the sweep runs."""
+    values.append(value)
     try:
         yield
     finally:
-        _listeners.remove(listen)
+        values.remove(value)
 
 
 @contextlib.contextmanager
