@@ -3,6 +3,7 @@
 Read order, later wins: preset or file, then `METASEARCH_SET_` environment variables, then `--set` on the command line.
 """
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -30,17 +31,18 @@ def preset_names() -> tuple[str, ...]:
 def load(
     preset_or_file: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> StudyConfig:
-    """The configuration of a study from a preset or TOML file, environment variables and overrides.
+    """The configuration of a study from a preset, a TOML or JSON file, environment variables and overrides.
 
     Args:
-        preset_or_file: name of a preset, or path of a TOML file. A file may start from a preset: `preset = "demo"`.
+        preset_or_file: name of a preset, or path of a TOML or JSON file, such as a run's config.json. A file may start
+            from a preset: `preset = "demo"`.
         overrides: `a.b=value`, the value in TOML syntax (a bare word is taken as text).
         environment: variables to look at, `os.environ` where not given. `METASEARCH_SET_INNER__STEPS=5` sets
             `inner.steps`.
 
     Raises:
         NotFoundError: neither a preset nor a file has that name.
-        InvalidInputError: the file is not TOML, or a field is unknown, out of range or of the wrong type.
+        InvalidInputError: the file cannot be parsed, or a field is unknown, out of range or of the wrong type.
     """
     tree = _read(preset_or_file)
     for name, text in sorted((os.environ if environment is None else environment).items()):
@@ -75,6 +77,25 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         _assign(tree, path_text.strip().split("."), _parse_value(text.strip()), origin=f"--set {override}")
 
 
+def assign_field(tree: dict[str, Any], field: str, value: object) -> None:
+    """Sets a field of plain values in place, by its dotted name; elements of lists go by number: `families.0.num_ways`.
+
+    Raises:
+        InvalidInputError: a part of the name is a plain value, or no element of a list.
+    """
+    _assign(tree, field.split("."), value, origin=field)
+
+
+def read_tree(name: str | Path) -> dict[str, Any]:
+    """The plain values of a preset or a TOML file, as `load` reads them; nothing is checked.
+
+    Raises:
+        NotFoundError: neither a preset nor a file has that name.
+        InvalidInputError: the file is not TOML.
+    """
+    return _read(name)
+
+
 def _read(preset_or_file: str | Path) -> dict[str, Any]:
     name = str(preset_or_file)
     if name in preset_names():
@@ -82,10 +103,27 @@ def _read(preset_or_file: str | Path) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
         raise NotFoundError(f"no preset or file {name!r}; presets are {', '.join(preset_names())}")
+    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{name} is not a TOML file: {error}") from None
+        tree = parse(path.read_text("utf-8"))
+    except ValueError as error:  # of either kind, or not UTF-8
+        raise InvalidInputError(f"{name} is not a {kind} file: {error}") from None
+    if not isinstance(tree, dict):
+        raise InvalidInputError(f"{name} must hold a JSON object with the fields of a study")
+    return with_preset(tree, name)
+
+
+def with_preset(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Plain values of a study, started from the preset that they name under `preset`, if they do.
+
+    Args:
+        tree: plain values.
+        name: of where they are from, for messages.
+
+    Raises:
+        NotFoundError: there is no such preset.
+    """
+    tree = dict(tree)
     base = tree.pop("preset", None)
     if base is None:
         return tree

@@ -106,6 +106,22 @@ class ArtifactFolder:
             with self._answering("remove", self.path(name)):
                 self._fs.rm_file(self.path(name))
 
+    def copy_tree(self, source: str, name: str) -> None:
+        """Copies all files below a folder of the same storage into the folder `name`, in place of what is there.
+
+        Args:
+            source: the folder's path, as `path` gives it.
+            name: of the copy.
+        """
+        target = self.path(name)
+        with self._answering("copy", source):
+            if self._fs.exists(target):
+                self._fs.rm(target, recursive=True)
+            for path in self._fs.find(source):
+                copy = f"{target}/{PurePosixPath(path).relative_to(source)}"
+                self._fs.makedirs(str(PurePosixPath(copy).parent), exist_ok=True)
+                self._fs.copy(path, copy)
+
     @contextmanager
     def _answering(self, action: str, path: str) -> Iterator[None]:
         try:

@@ -22,11 +22,12 @@ from common.errors import (
     UnavailableError,
 )
 from common.meta.prior import Prior
+from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
 from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, Job, JobState
 from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
-from coordinator.runs import AdaptRun, EvaluateRun, Run, TrainRun
+from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore, SupersededError
 from workers.actor import WorkerStatus
