@@ -11,17 +11,20 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from common.config import Frozen, explain
 from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError
-from common.space.genotype import Genotype
+from common.space.genotype import Genotype, GenotypeEdge
+from common.space.primitives import MAX_POOL
 from common.space.released import NORMAL, REDUCTION
 from common.storage import ArtifactFolder
+from common.values import Frozen, explain
 
 Motif = Literal["cifar", "imagenet"]
 
 NETWORK = "network.json"
 WEIGHTS = "weights.safetensors"
 NETWORK_FORMAT = 1
+
+_IMAGENET_STEM_STRIDE = 8
 
 # What the released evaluation code trains: CIFAR10 (SVHN's networks are of the same motif), and ImageNet.
 _PUBLISHED: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -143,6 +146,20 @@ def cell_plans(genotype: Genotype, config: FullNetworkConfig) -> Iterator[CellPl
         )
         before = (before[1], channels_out)
         input0_is_larger = kind == REDUCTION
+
+
+def sized_plans(config: FullNetworkConfig, num_nodes: int) -> Iterator[tuple[CellPlan, int]]:
+    """The cells of a network, first to last, each with height and width in pixels of its inputs, once they are fitted.
+
+    Args:
+        config: of the network.
+        num_nodes: per cell, >= 1. What its genotype keeps changes no plan.
+    """
+    nodes = ((GenotypeEdge(source=0, primitive=MAX_POOL),),) * num_nodes
+    size = config.image_size if config.motif == "cifar" else -(-config.image_size // _IMAGENET_STEM_STRIDE)
+    for plan in cell_plans(Genotype(cells={NORMAL: nodes, REDUCTION: nodes}), config):
+        yield plan, size
+        size = -(-size // plan.stride)
 
 
 def read_stored_network(folder: ArtifactFolder) -> StoredNetwork:
