@@ -17,16 +17,26 @@ from coordinator.experiment import accuracies
 from coordinator.report import Panel, draw_cells, draw_curves
 from workers.job import RESULT, describe, find_genotype
 
+NO_LIMITS = Limits()
+
 
 def store_result(
-    folder: Path, result: AdaptResult, task: LearningTask, prior: Prior, config: StudyConfig, rule: DerivationRule
+    folder: Path,
+    result: AdaptResult,
+    task: LearningTask,
+    prior: Prior,
+    config: StudyConfig,
+    rule: DerivationRule,
+    limits: Limits = NO_LIMITS,
 ) -> Mapping[str, object]:
     """Writes result.json, cells.png and curves.png into `folder`.
 
     Returns:
         What result.json holds.
+
+    Raises:
+        InvalidInputError: no genotype is within the limits, or the rule takes none.
     """
-    limits = Limits()
     found = find_genotype(result.probabilities, task, config, rule, limits)
     content = describe(result, task, prior, config, rule, found, limits)
     steps = tuple(evaluation.step for evaluation in result.evaluations)
