@@ -4,11 +4,16 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.errors import InvalidInputError
+from common.latency import LatencyTable, misfit
+from common.network_config import FullNetworkConfig
 from common.space.primitives import PRIMITIVES, PROFILES, ProfileName
+from common.space.released import NORMAL, REDUCTION
 from common.space.topology import Topology
+from common.values import Frozen as Frozen
+from common.values import explain as explain
 
 RelaxationKind = Literal["gumbel", "softmax", "straight_through", "single_path"]
 HardKind = Literal["straight_through", "single_path"]
@@ -18,12 +23,6 @@ Precision = Literal["float32", "bfloat16"]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Frozen(BaseModel):
-    """Base of every value that comes from outside: immutable, and unknown fields are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SpaceConfig(Frozen):
@@ -173,6 +172,35 @@ class AugmentConfig(Frozen):
     """Mirror half of the images left to right."""
 
 
+class CostPenalty(Frozen):
+    """A differentiable penalty on what the network that a posterior stands for is expected to cost (reconstruction).
+
+    The loss gets `weight` times max(E[cost] / `target` - 1, 0), in nats; E is over genotypes drawn by rule `sample` of
+    `common.space.genotype.derive`, see `common.meta.expected_cost`. The idea of an expected cost in the loss is that of
+    FBNet (Wu et al. 2019) and ProxylessNAS (Cai et al. 2019).
+    """
+
+    measure: Literal["params", "macs", "latency"]
+    """Parameters, multiply-accumulates of one image, or milliseconds by a latency table."""
+    target: PositiveFloat
+    """In the measure's unit. What is expected to cost no more is not penalised."""
+    weight: NonNegativeFloat
+    """Nats that an expected cost of twice the target adds to the loss."""
+    network: FullNetworkConfig | None = None
+    """The full network whose parameters or multiply-accumulates count; where not given, the network of the search's own
+    layout, as in `common.cost`. A latency table has its own."""
+    table: LatencyTable | None = None
+    """What `metasearch profile` measured, for latency; a file or `--set` may name the table's file instead."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.measure == "latency") != (self.table is not None):
+            raise ValueError("the measure latency needs a table, and the others take none; see metasearch profile")
+        if self.table is not None and self.network is not None:
+            raise ValueError("network: leave it out; the latency table says which network it is of")
+        return self
+
+
 class InnerConfig(Frozen):
     """The inner loop: how one task is adapted to (BASE alg. 1 and eq. 10)."""
 
@@ -202,6 +230,8 @@ class InnerConfig(Frozen):
     """1 / sigma^2 of the weights' prior under map; 0 is plain Reptile."""
     op_penalty: Mapping[str, NonNegativeFloat] = {}
     """Per op: added to the loss times the op's mean probability. A guard against collapse."""
+    cost: CostPenalty | None = None
+    """Presses the architecture towards what a device can afford; none where not given."""
     augment: AugmentConfig = AugmentConfig()
 
     @field_validator("op_penalty")
@@ -333,6 +363,11 @@ class StudyConfig(Frozen):
                     f"families has image_size {family.image_size}, network.heads has {sizes}; "
                     f"register it, for example network.heads.{family.image_size} = 2"
                 )
+        for name, inner in (("inner", self.inner), ("adapt", self.adapt)):
+            if inner.cost is not None:
+                problem = self._cost_misfit(inner.cost)
+                if problem is not None:
+                    raise ValueError(f"{name}.cost: {problem}")
         if self.inner.weights != self.adapt.weights or self.inner.gaussian_scale != self.adapt.gaussian_scale:
             raise ValueError("inner.weights and adapt.weights must agree (gaussian_scale too): they share one prior")
         if self.outer.theta_average != "tasks" and self.inner.weights != "map":
@@ -341,6 +376,14 @@ class StudyConfig(Frozen):
                 "set inner.weights and adapt.weights to 'map'"
             )
         return self
+
+    def _cost_misfit(self, cost: CostPenalty) -> str | None:
+        space = self.space
+        if cost.table is not None:
+            return misfit(cost.table, space.cell_kinds, space.ops, space.num_nodes)
+        if cost.network is not None and dict(space.cell_kinds) != {NORMAL: 1, REDUCTION: 2}:
+            return f"a full network needs the cell kinds {NORMAL} (stride 1) and {REDUCTION} (stride 2)"
+        return None
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, every default spelled out."""
@@ -357,16 +400,3 @@ def validate(tree: Mapping[str, Any]) -> StudyConfig:
         return StudyConfig.model_validate(tree)
     except ValidationError as error:
         raise InvalidInputError("configuration: " + explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """One line for each problem that pydantic found: field, reason, value."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        reason = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            reason = "no such field; check the spelling"
-        value = "" if isinstance(problem["input"], dict | list | BaseModel) else f" (got {problem['input']!r})"
-        lines.append(f"{where}: {reason}{value}" if where else f"{reason}{value}")
-    return "; ".join(lines)

@@ -5,35 +5,76 @@ pairs are drawn without replacement, `none` left out. Nodes are independent, so 
 over nodes, its cost a sum, and both searches here are exact.
 """
 
+import hashlib
 import heapq
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from common.config import Frozen, NetworkConfig, SpaceConfig
+from common.config import Frozen, NetworkConfig, PositiveFloat, SpaceConfig
 from common.cost import Cost, CostModel, check_fits, cost_model
 from common.errors import InvalidInputError
+from common.latency import NS_PER_MS, LatencyTable, OpKey, latency_terms, limit_ns, misfit
+from common.network_config import FullNetworkConfig
+from common.nn.counting import full_cost_model
 from common.space.genotype import EDGES_PER_NODE, Genotype, GenotypeEdge, derive
 from common.space.primitives import NONE
 from common.space.topology import NUM_CELL_INPUTS
 
 _UNLIMITED = 2**62  # above every cost, and within int64 after subtractions
+_BLOCK = 256
 
 Probabilities = Mapping[str, NDArray[np.floating]]
 
 
 class Limits(Frozen):
-    """What a derived network may cost, by the conventions of `common.cost`."""
+    """What a derived network may cost: parameters and multiply-accumulates, and its latency on a device.
+
+    The first two are of the network of the search's layout, by the conventions of `common.cost`, or of the full network
+    that `network` names, by those of `common.nn.counting`. The latency is of the full network that the table is of.
+    """
 
     max_params: int | None = Field(None, ge=1)
     """Most parameters, classifier included; no limit where not given."""
     max_macs: int | None = Field(None, ge=1)
     """Most multiply-accumulates for one image; no limit where not given."""
+    max_latency_ms: PositiveFloat | None = None
+    """Longest latency by the table; no limit where not given."""
+    latency_table: LatencyTable | None = None
+    """What `metasearch profile` measured; goes with `max_latency_ms`."""
+    network: FullNetworkConfig | None = None
+    """What the first two limits are of; the network of the search's layout where not given."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_latency_ms is not None and self.latency_table is None:
+            raise ValueError("max_latency_ms needs a latency_table; make one: metasearch profile")
+        if self.latency_table is not None and self.max_latency_ms is None:
+            raise ValueError("latency_table goes with max_latency_ms; set a limit, or leave the table out")
+        if self.network is not None and self.max_params is None and self.max_macs is None:
+            raise ValueError("network goes with max_params or max_macs; set a limit, or leave the network out")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As results hold them: a latency table by its device and digest, and only where there is one."""
+        values: dict[str, Any] = {"max_params": self.max_params, "max_macs": self.max_macs}
+        if self.network is not None:
+            values["network"] = self.network.model_dump(mode="json")
+        if self.latency_table is not None:
+            text = self.latency_table.to_json()
+            values["max_latency_ms"] = self.max_latency_ms
+            values["latency_table"] = {
+                "device": self.latency_table.device,
+                "sha256": hashlib.sha256(text.encode()).hexdigest(),
+                "network": self.latency_table.network.model_dump(mode="json"),
+            }
+        return values
 
 
 @dataclass(frozen=True)
@@ -102,7 +143,16 @@ def smallest_cost(space: SpaceConfig, network: NetworkConfig, image_size: int, n
     Raises:
         InvalidInputError: as `common.cost.network_cost`.
     """
-    return _smallest(space, cost_model(space, network, image_size, num_classes))
+    model = cost_model(space, network, image_size, num_classes)
+    total = model.constant
+    for kind in space.cell_kinds:
+        for node in range(space.num_nodes):
+            costs = [model.op(kind, edge.source, edge.primitive) for edge in _candidates(space, node)]
+            total += Cost(
+                sum(sorted(cost.num_params for cost in costs)[:EDGES_PER_NODE]),
+                sum(sorted(cost.num_macs for cost in costs)[:EDGES_PER_NODE]),
+            )
+    return total
 
 
 def check_feasible(
@@ -144,19 +194,21 @@ def select(
         InvalidInputError: when no genotype respects the limits, with the smallest cost there is; or as
             `common.cost.network_cost` and `top_genotypes`.
     """
-    model = cost_model(space, network, image_size, num_classes)
+    if limits.network is None:
+        model = cost_model(space, network, image_size, num_classes)
+    else:
+        model = full_cost_model(space, limits.network)
+    resources = _resources(limits, model, space, image_size)
     nodes = _nodes(probabilities, space)
-    costs = [_option_costs(node, model) for node in nodes]
-    room = _room(limits, model.constant)
     options = [0] * len(nodes)
-    if (sum(of_node[0] for of_node in costs) > room).any():
-        limited = np.array([limits.max_params is not None, limits.max_macs is not None])
-        found = _cheapest(
-            [node.surprisals for node in nodes], [of_node[:, limited] for of_node in costs], room[limited]
-        )
-        if found is None:
-            raise InvalidInputError(_why_none(limits, model.constant, _smallest(space, model), costs, room))
-        options = found
+    if resources:
+        costs = [_option_costs(node, resources) for node in nodes]
+        room = np.array([resource.room for resource in resources], dtype=np.int64)
+        if (sum(of_node[0] for of_node in costs) > room).any():
+            found = _cheapest([node.surprisals for node in nodes], costs, room)
+            if found is None:
+                raise InvalidInputError(_why_none(resources, costs))
+            options = found
     surprisal = math.fsum(float(node.surprisals[option]) for node, option in zip(nodes, options, strict=True))
     return ScoredGenotype(_genotype(nodes, options), math.exp(-surprisal))
 
@@ -258,56 +310,96 @@ def _by_surprisal(lists: Sequence[Sequence[float]]) -> Iterator[tuple[float, tup
                 heapq.heappush(heap, (math.fsum(sums), following))
 
 
-def _smallest(space: SpaceConfig, model: CostModel) -> Cost:
-    """See `smallest_cost`."""
-    total = model.constant
-    for kind in space.cell_kinds:
-        for node in range(space.num_nodes):
-            costs = [model.op(kind, edge.source, edge.primitive) for edge in _candidates(space, node)]
-            total += Cost(
-                sum(sorted(cost.num_params for cost in costs)[:EDGES_PER_NODE]),
-                sum(sorted(cost.num_macs for cost in costs)[:EDGES_PER_NODE]),
-            )
-    return total
+@dataclass(frozen=True)
+class _Resource:
+    """What a limit is set on.
+
+    Attributes:
+        field: of `Limits`.
+        most: its limit.
+        unit: what is counted.
+        constant: what all genotypes take of it.
+        per_unit: how much of the sums' whole numbers make one of the unit; sums are exact.
+        room: whole numbers that are left for ops; negative where the constant part is too much.
+        of_op: what an op takes, by kind of cell, whether it reads an input of the cell, and primitive.
+    """
+
+    field: str
+    most: float
+    unit: str
+    constant: int
+    per_unit: int
+    room: int
+    of_op: Mapping[OpKey, int]
+
+    def written(self, total: int) -> str:
+        """A total, with its unit."""
+        return f"{total if self.per_unit == 1 else f'{total / self.per_unit:.6g}'} {self.unit}"
 
 
-def _option_costs(node: _Node, model: CostModel) -> NDArray[np.int64]:
-    """(num_options, 2), parameters and multiply-accumulates of each option of a node in all cells of its kind."""
-    costs = [model.op(node.kind, edge.source, edge.primitive) for edge in node.candidates]
-    table = np.array([(cost.num_params, cost.num_macs) for cost in costs], dtype=np.int64)
+def _resources(limits: Limits, model: CostModel, space: SpaceConfig, image_size: int) -> list[_Resource]:
+    """What is limited."""
+    resources = []
+    for name, unit, constant, of_op in (
+        ("max_params", "parameters", model.constant.num_params, {key: op.num_params for key, op in model.ops.items()}),
+        (
+            "max_macs",
+            "multiply-accumulates",
+            model.constant.num_macs,
+            {key: op.num_macs for key, op in model.ops.items()},
+        ),
+    ):
+        most = getattr(limits, name)
+        if most is not None:
+            resources.append(_Resource(name, most, unit, constant, 1, min(most, _UNLIMITED) - constant, of_op))
+    if limits.latency_table is not None and limits.max_latency_ms is not None:
+        problem = misfit(limits.latency_table, space.cell_kinds, space.ops, space.num_nodes, image_size)
+        if problem is not None:
+            raise InvalidInputError(problem)
+        terms = latency_terms(limits.latency_table)
+        room = min(limit_ns(limits.max_latency_ms), _UNLIMITED) - terms.constant
+        most = limits.max_latency_ms
+        resources.append(_Resource("max_latency_ms", most, "ms", terms.constant, NS_PER_MS, room, terms.ops))
+    return resources
+
+
+def _option_costs(node: _Node, resources: Sequence[_Resource]) -> NDArray[np.int64]:
+    """(num_options, num_resources), what each option of a node takes of them in all cells of its kind."""
+    keys = [(node.kind, edge.source < NUM_CELL_INPUTS, edge.primitive) for edge in node.candidates]
+    table = np.array([[resource.of_op[key] for resource in resources] for key in keys], dtype=np.int64)
     chosen: NDArray[np.int64] = table[node.pairs].sum(axis=1)
     return chosen
 
 
-def _room(limits: Limits, constant: Cost) -> NDArray[np.int64]:
-    """(2,), the parameters and multiply-accumulates left for ops; negative where the constant part is too much."""
-    most = [_UNLIMITED if limit is None else min(limit, _UNLIMITED) for limit in (limits.max_params, limits.max_macs)]
-    return np.array(most, dtype=np.int64) - np.array([constant.num_params, constant.num_macs], dtype=np.int64)
-
-
-def _why_none(
-    limits: Limits, constant: Cost, smallest: Cost, costs: Sequence[NDArray[np.int64]], room: NDArray[np.int64]
-) -> str:
+def _why_none(resources: Sequence[_Resource], costs: Sequence[NDArray[np.int64]]) -> str:
     """The message for limits that no genotype respects."""
     problems = []
-    if limits.max_params is not None and limits.max_params < smallest.num_params:
-        problems.append(f"max_params is {limits.max_params}, the smallest network has {smallest.num_params} parameters")
-    if limits.max_macs is not None and limits.max_macs < smallest.num_macs:
-        problems.append(
-            f"max_macs is {limits.max_macs}, the smallest network has {smallest.num_macs} multiply-accumulates"
-        )
+    for column, resource in enumerate(resources):
+        least = resource.constant + sum(int(of_node[:, column].min()) for of_node in costs)
+        if least > resource.constant + resource.room:
+            problems.append(f"{resource.field} is {resource.most}, the smallest network has {resource.written(least)}")
     if problems:
         return f"no genotype of the space respects the limits: {'; '.join(problems)}; raise the limit"
-    macs = [of_node[:, 1] for of_node in costs]
-    within = _cheapest(
-        [of_node.astype(np.float64) for of_node in macs], [of_node[:, :1] for of_node in costs], room[:1]
-    )
-    assert within is not None
-    fewest = constant.num_macs + sum(int(of_node[option]) for of_node, option in zip(macs, within, strict=True))
+    # Each alone is possible: the shortest list of limits that together are not, and what the last of them would take.
+    for count in range(2, len(resources) + 1):
+        *kept, last = resources[:count]
+        values = [of_node[:, count - 1].astype(np.float64) for of_node in costs]
+        room = np.array([resource.room for resource in kept], dtype=np.int64)
+        within = _cheapest(values, [of_node[:, : count - 1] for of_node in costs], room)
+        assert within is not None
+        fewest = sum(int(of_node[option, count - 1]) for of_node, option in zip(costs, within, strict=True))
+        if fewest > last.room:
+            break
+    limits = " and ".join(f"at most {resource.field} {resource.most}" for resource in resources[:count])
     return (
-        f"no genotype of the space has at most max_params {limits.max_params} and at most max_macs {limits.max_macs}, "
-        f"though each alone is possible; with so few parameters it takes {fewest} multiply-accumulates; "
-        "raise one of the limits"
+        f"no genotype of the space has {limits}, though each alone is possible; with {_few(kept)} it takes "
+        f"{last.written(last.constant + fewest)}; raise one of the limits"
+    )
+
+
+def _few(kept: Sequence[_Resource]) -> str:
+    return " and ".join(
+        "so little latency" if resource.unit == "ms" else f"so few {resource.unit}" for resource in kept
     )
 
 
@@ -355,6 +447,8 @@ def _undominated(values: NDArray[np.float64], costs: NDArray[np.int64]) -> NDArr
         keep = ordered < best_before
         keep[:1] = True
         return order[keep]
+    if costs.shape[1] > 2:
+        return _undominated_of_many(values, costs, order)
     # Among what costs less of the first resource: costs of the second, ascending, whose best values descend.
     stair_costs: list[int] = []
     stair_values: list[float] = []
@@ -370,3 +464,29 @@ def _undominated(values: NDArray[np.float64], costs: NDArray[np.int64]) -> NDArr
         stair_costs[place:end] = [cost]
         stair_values[place:end] = [value]
     return np.array(kept, dtype=np.int64)
+
+
+def _undominated_of_many(
+    values: NDArray[np.float64], costs: NDArray[np.int64], order: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """As `_undominated`, for any number of costs: block by block against what was kept before.
+
+    Args:
+        values: (num_elements,).
+        costs: (num_elements, num_resources).
+        order: of the elements by first cost, then the others, then value: none is dominated by a later one.
+    """
+    points = np.column_stack([costs, values])[order] if values.size else np.zeros((0, costs.shape[1] + 1))
+    kept = np.zeros(len(order), dtype=bool)
+    for start in range(0, len(order), _BLOCK):
+        block = points[start : start + _BLOCK]
+        earlier = points[:start][kept[:start]]
+        alive = np.ones(len(block), dtype=bool)
+        for first in range(0, len(earlier), _BLOCK * _BLOCK // len(block)):
+            some = earlier[first : first + _BLOCK * _BLOCK // len(block)]
+            alive &= ~np.any((some[None, :, :] <= block[:, None, :]).all(axis=2), axis=1)
+        within = (block[None, :, :] <= block[:, None, :]).all(axis=2)
+        # Of two in a block, the earlier one dominates, of equals too; a dominated one's dominator dominates as well.
+        alive &= ~np.any(np.tril(within, -1), axis=1)
+        kept[start : start + len(block)] = alive
+    return order[kept]

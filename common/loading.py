@@ -13,6 +13,7 @@ from typing import Any
 
 from common.config import StudyConfig, validate
 from common.errors import InvalidInputError, NotFoundError
+from common.latency import read_table
 
 ENVIRONMENT_PREFIX = "METASEARCH_SET_"
 
@@ -50,6 +51,27 @@ def load(
             path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
             _assign(tree, path, _parse_value(text), origin=name)
     apply_overrides(tree, overrides)
+    _read_tables_(tree)
+    return validate(tree)
+
+
+def with_adapt_overrides(config: StudyConfig, overrides: Sequence[str]) -> StudyConfig:
+    """A study's configuration with changes of how a new task is adapted to, and of nothing that made its prior.
+
+    Args:
+        config: of the study.
+        overrides: `adapt.b=value`, as `load` takes them; a latency table may be named by its file.
+
+    Raises:
+        InvalidInputError: an override is of another field, unknown, out of range or of the wrong type.
+        NotFoundError: there is no such latency table.
+    """
+    for override in overrides:
+        if not override.strip().startswith("adapt."):
+            raise InvalidInputError(f"--set changes fields of adapt here, for example adapt.steps=5, got {override!r}")
+    tree = config.model_dump(mode="json")
+    apply_overrides(tree, overrides)
+    _read_tables_(tree)
     return validate(tree)
 
 
@@ -132,6 +154,15 @@ def with_preset(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     return _merge(_read(str(base)), tree)
 
 
+def _read_tables_(tree: dict[str, Any]) -> None:
+    """Puts latency tables in the place of their files' names: a configuration holds all that it computes with."""
+    for name in ("inner", "adapt"):
+        inner = tree.get(name)
+        cost = inner.get("cost") if isinstance(inner, dict) else None
+        if isinstance(cost, dict) and isinstance(cost.get("table"), str):
+            cost["table"] = read_table(cost["table"]).model_dump(mode="json")
+
+
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
@@ -151,8 +182,8 @@ def _assign(tree: dict[str, Any], path: Sequence[str], value: object, origin: st
             key: Any = int(part)
         elif isinstance(here, dict):
             key = part
-            if not last:
-                here.setdefault(key, _default(path[: depth + 1]))
+            if not last and here.get(key) is None:
+                here[key] = _default(path[: depth + 1])
         else:
             raise InvalidInputError(f"{origin}: {'.'.join(path[:depth])} is a value, it has no field {part!r}")
         if last:

@@ -11,11 +11,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from common.config import Frozen, NetworkConfig, SpaceConfig, explain
 from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError
-from common.space.genotype import Genotype
+from common.space.genotype import Genotype, GenotypeEdge
+from common.space.primitives import MAX_POOL
 from common.space.released import NORMAL, REDUCTION
 from common.storage import ArtifactFolder
+from common.values import Frozen, explain
 
 PublishedMotif = Literal["cifar", "imagenet"]
 Motif = PublishedMotif | Literal["search"]
@@ -26,8 +27,10 @@ NETWORK_FORMAT = 1
 NETWORK_FOLDER = "network"
 """Where the folder of an adaptation holds the network that it leaves."""
 
-# Strides of the kinds of cell that full networks know.
-_STRIDES: Mapping[str, int] = MappingProxyType({NORMAL: 1, REDUCTION: 2})
+STRIDES: Mapping[str, int] = MappingProxyType({NORMAL: 1, REDUCTION: 2})
+"""Of the kinds of cell that full networks know."""
+
+_IMAGENET_STEM_STRIDE = 8
 
 # What the released evaluation code trains: CIFAR10 (SVHN's networks are of the same motif), and ImageNet.
 _PUBLISHED: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -74,7 +77,7 @@ class FullNetworkConfig(Frozen):
                 raise ValueError(f"the search motif needs {name}")
         if self.auxiliary:
             raise ValueError("the search motif has no auxiliary classifier; set auxiliary to false")
-        if self.cells is not None and (len(self.cells) != self.num_cells or set(self.cells) - set(_STRIDES)):
+        if self.cells is not None and (len(self.cells) != self.num_cells or set(self.cells) - set(STRIDES)):
             raise ValueError(f"cells must be {self.num_cells} (num_cells) of the kinds {NORMAL} and {REDUCTION}")
         if self.stem_stride is not None and self.stem_stride & (self.stem_stride - 1):
             raise ValueError("stem_stride must be a power of two")
@@ -112,7 +115,7 @@ class CellPlan(Frozen):
     @property
     def stride(self) -> int:
         """Of the ops that read the cell's inputs."""
-        return _STRIDES[self.kind]
+        return STRIDES[self.kind]
 
 
 class StoredNetwork(Frozen):
@@ -144,40 +147,6 @@ def network_config(motif: str, **options: Any) -> FullNetworkConfig:
         return FullNetworkConfig.model_validate({"motif": motif, **_PUBLISHED[motif], **changes})
     except ValidationError as error:
         raise InvalidInputError("network: " + explain(error)) from None
-
-
-def derived_config(space: SpaceConfig, network: NetworkConfig, image_size: int, num_classes: int) -> FullNetworkConfig:
-    """The size of a network cut out of a search network; its genotype and weights are all else there is to know.
-
-    Args:
-        space: of the search network.
-        network: of the search network.
-        image_size: picks the head.
-        num_classes: rows of the classifier.
-
-    Raises:
-        InvalidInputError: there is no head for the image size, or a kind of cell has no place in a full network.
-    """
-    if image_size not in network.heads:
-        sizes = ", ".join(str(size) for size in sorted(network.heads))
-        raise InvalidInputError(f"no head for image_size {image_size}; network.heads has {sizes}")
-    for kind, stride in space.cell_kinds.items():
-        if _STRIDES.get(kind) != stride:
-            raise InvalidInputError(
-                f"a network of its own has cells of the kinds {NORMAL} (stride 1) and {REDUCTION} (stride 2); "
-                f"space.cell_kinds has {kind!r} (stride {stride}); name it so"
-            )
-    return FullNetworkConfig(
-        motif="search",
-        channels=network.channels,
-        num_cells=len(network.cells),
-        num_classes=num_classes,
-        image_size=image_size,
-        image_channels=network.image_channels,
-        auxiliary=False,
-        cells=network.cells,
-        stem_stride=network.heads[image_size],
-    )
 
 
 def stem_widths(config: FullNetworkConfig) -> tuple[int, ...]:
@@ -241,6 +210,24 @@ def find_network(url: str) -> ArtifactFolder:
     folder = ArtifactFolder(url)
     inner = network_folder(folder)
     return inner if not folder.exists(NETWORK) and inner.exists(NETWORK) else folder
+
+
+def sized_plans(config: FullNetworkConfig, num_nodes: int) -> Iterator[tuple[CellPlan, int]]:
+    """The cells of a network, first to last, each with height and width in pixels of its inputs, once they are fitted.
+
+    Args:
+        config: of the network.
+        num_nodes: per cell, >= 1. What its genotype keeps changes no plan.
+    """
+    nodes = ((GenotypeEdge(source=0, primitive=MAX_POOL),),) * num_nodes
+    size = -(-config.image_size // _stem_stride(config))
+    for plan in cell_plans(Genotype(cells=dict.fromkeys(config.cell_kinds, nodes)), config):
+        yield plan, size
+        size = -(-size // plan.stride)
+
+
+def _stem_stride(config: FullNetworkConfig) -> int:
+    return config.stem_stride or (1 if config.motif == "cifar" else _IMAGENET_STEM_STRIDE)
 
 
 def read_stored_network(folder: ArtifactFolder) -> StoredNetwork:

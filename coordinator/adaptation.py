@@ -21,6 +21,8 @@ from coordinator.report import Panel, draw_cells, draw_curves
 from workers.inherit import ReadyNetwork, describe_network
 from workers.job import RESULT, describe
 
+NO_LIMITS = Limits()
+
 
 def store_result(
     folder: Path,
@@ -30,6 +32,7 @@ def store_result(
     config: StudyConfig,
     found: ScoredGenotype,
     rule: DerivationRule,
+    limits: Limits = NO_LIMITS,
     ready: ReadyNetwork | None = None,
 ) -> Mapping[str, Any]:
     """Writes result.json, cells.png, curves.png and, where there is one, the network into `folder`.
@@ -37,7 +40,7 @@ def store_result(
     Returns:
         What result.json holds.
     """
-    content = describe(result, task, prior, config, rule, found, Limits())
+    content = describe(result, task, prior, config, rule, found, limits)
     if ready is not None:
         content["derived_network"] = describe_network(ready, task.classes)
         save_network(network_folder(ArtifactFolder(folder)), ready.network)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from common.config import DatasetRef
+from common.config import DatasetRef, StudyConfig
 from common.errors import (
     INTERRUPTED_EXIT_CODE,
     ConflictError,
@@ -20,10 +20,17 @@ from common.errors import (
     MetaSearchError,
     UnavailableError,
 )
-from common.loading import load, preset_names
+from common.loading import load, preset_names, with_adapt_overrides
 from common.space.genotype import DerivationRule
-from common.tasks import validate_choice
-from coordinator import client_cli, evaluate_cli, network_cli, report_cli, serving_cli, sweep_cli
+from common.tasks import TaskChoice, validate_choice
+from coordinator import client_cli, evaluate_cli, network_cli, profile_cli, report_cli, serving_cli, sweep_cli
+from coordinator.limit_options import (
+    LatencyTableOption,
+    MaxLatencyOption,
+    MaxMacsOption,
+    MaxParamsOption,
+    limits_of,
+)
 
 # Heavy imports (torch, Ray, matplotlib) wait until a command needs them, so that --help answers at once.
 
@@ -46,6 +53,7 @@ client_cli.register(app)
 network_cli.register(app)
 evaluate_cli.register(app)
 sweep_cli.register(app)
+profile_cli.register(app)
 report_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
@@ -174,6 +182,14 @@ def adapt(
     fine_tune_steps: Annotated[
         int, typer.Option(min=0, help="Steps with the derived network alone, which is then stored, ready to use.")
     ] = 0,
+    max_params: MaxParamsOption = None,
+    max_macs: MaxMacsOption = None,
+    max_latency_ms: MaxLatencyOption = None,
+    latency_table: LatencyTableOption = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Changes how to adapt: a field of `adapt`. Repeatable."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses images, and classes where they are drawn.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; RUN/adapt by default.")] = None,
     address: AddressOption = None,
@@ -181,8 +197,10 @@ def adapt(
 ) -> None:
     """Adapts a run's prior to a new task: its own weights and architecture in a few steps.
 
-    Leaves `result.json`, `cells.png` and `curves.png`. Accuracy is on held-out images. With `--fine-tune-steps` the
-    network that was found is cut out with its weights, trained on, and stored in `network/`, for `metasearch export`.
+    Leaves `result.json`, `cells.png` and `curves.png`. Accuracy is on held-out images. The genotype keeps the limits;
+    `--set adapt.cost='{measure = "macs", target = 2e6, weight = 1}'` presses the posterior towards cheap ones. With
+    `--fine-tune-steps` the network that was found is cut out with its weights, trained on, and stored in `network/`,
+    for `metasearch export`.
 
     Example: `metasearch adapt --run runs/demo --data digits --classes 0,1,2,3 --steps 20 --fine-tune-steps 20`.
     """
@@ -190,41 +208,28 @@ def adapt(
     from typing import get_args
 
     from common.artifacts import PriorStore
-    from common.derivation import Limits
-    from common.network_config import NETWORK_FOLDER, derived_config
+    from common.derivation import check_feasible
+    from common.derived_config import derived_config
+    from common.network_config import NETWORK_FOLDER
     from coordinator.adaptation import store_result
     from coordinator.driver import open_session
     from coordinator.experiment import Arm, adapt_request
     from workers.data.choice import task_of
     from workers.data.episodes import load_episode
-    from workers.data.sources import SOURCES
     from workers.inherit import fine_tune_request, ready_network
-    from workers.job import TASK_ID, evaluation_steps, find_genotype
+    from workers.job import TASK_ID, check_limits, evaluation_steps, find_genotype
 
     if rule not in get_args(DerivationRule):
         raise InvalidInputError(f"--derive must be one of {', '.join(get_args(DerivationRule))}, got {rule!r}")
     derivation: DerivationRule = rule  # type: ignore[assignment]
+    limits = limits_of(max_params, max_macs, max_latency_ms, latency_table)
+    check_limits(derivation, limits)
     store = PriorStore(run)
-    config = store.load_config()
+    config = with_adapt_overrides(store.load_config(), overrides or [])
     prior = store.load(version)
-    known = next((family.data for family in config.families if family.data.source == data), None)
-    if known is not None:  # the same split into seen and unseen classes as in meta-training
-        reference = known.model_copy(update={"root": root or known.root})
-    else:
-        # An absolute path means the same to workers on other machines, where the folder is shared.
-        source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
-        reference = DatasetRef(source=source, root=root)
-    choice = validate_choice(
-        {
-            "data": reference,
-            "classes": _classes(classes),
-            "image_size": config.families[0].image_size if image_size is None else image_size,
-            "train_per_class": train_per_class,
-            "test_per_class": test_per_class,
-            "seed": seed,
-        }
-    )
+    choice = _choice(config, data, root, classes, image_size, train_per_class, test_per_class, seed)
     task = task_of(choice, config, TASK_ID)
+    check_feasible(limits, config.space, config.network, task.image_size, len(task.classes))
     inner = config.adapt if steps is None else config.adapt.model_copy(update={"steps": steps})
     request = adapt_request(task, Arm("adapt", prior, inner), config, evaluation_steps(inner.steps))
     if fine_tune_steps:
@@ -234,17 +239,20 @@ def adapt(
     ready = None
     with open_session("adapt", cluster, address, _messages) as session:
         (result,) = session.adapt(prior, [request], "Adapting")
-        found = find_genotype(result.probabilities, task, config, derivation, Limits())
+        found = find_genotype(result.probabilities, task, config, derivation, limits)
         if fine_tune_steps:
             marks = evaluation_steps(fine_tune_steps)
             tuning = fine_tune_request(request, result, found.genotype, fine_tune_steps, marks)
             (tuned,) = session.adapt(prior, [tuning], "Fine-tuning")
             ready = ready_network(tuning, tuned, load_episode(task))
     folder = out or run / "adapt"
-    content = store_result(folder, result, task, prior, config, found, derivation, ready)
+    content = store_result(folder, result, task, prior, config, found, derivation, limits, ready)
     if as_json:
         print(json.dumps(content))
     _messages.print(_curve_table(result.evaluations))
+    network: Any = content["network"]
+    latency = f", {network['latency_ms']:.3f} ms by the table" if "latency_ms" in network else ""
+    _messages.print(f"{network['num_params']:,} parameters, {network['num_macs']:,} MACs{latency}", soft_wrap=True)
     for kind, nodes in content["genotype"]["cells"].items():
         text = " | ".join(" + ".join(f"{edge['primitive']}({edge['source']})" for edge in node) for node in nodes)
         _messages.print(f"{kind}: {text}", soft_wrap=True)
@@ -392,6 +400,38 @@ def data_prepare(
     )
     for name in summary.skipped:
         _messages.print(f"left out, unreadable: {name}", soft_wrap=True)
+
+
+def _choice(
+    config: StudyConfig,
+    data: str,
+    root: str | None,
+    classes: str | None,
+    image_size: int | None,
+    train_per_class: int | None,
+    test_per_class: int,
+    seed: int,
+) -> TaskChoice:
+    """The task that options choose."""
+    from workers.data.sources import SOURCES
+
+    known = next((family.data for family in config.families if family.data.source == data), None)
+    if known is not None:  # the same split into seen and unseen classes as in meta-training
+        reference = known.model_copy(update={"root": root or known.root})
+    else:
+        # An absolute path means the same to workers on other machines, where the folder is shared.
+        source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
+        reference = DatasetRef(source=source, root=root)
+    return validate_choice(
+        {
+            "data": reference,
+            "classes": _classes(classes),
+            "image_size": config.families[0].image_size if image_size is None else image_size,
+            "train_per_class": train_per_class,
+            "test_per_class": test_per_class,
+            "seed": seed,
+        }
+    )
 
 
 def _classes(text: str | None) -> tuple[str, ...] | int | None:

@@ -21,6 +21,7 @@ from coordinator.api.client import SearchClient
 from coordinator.api.connection import TERMINAL_STATES, TOKEN_VARIABLE
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.genotypes import genotype_of
+from coordinator.limit_options import LatencyTableOption, MaxLatencyOption, MaxMacsOption, MaxParamsOption, limits_of
 from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
 from coordinator.service_access import ServerOption, TokenOption
 
@@ -116,8 +117,10 @@ def submit(
     test_per_class: Annotated[int | None, typer.Option(min=1, help="Held-out images per class; 20 by default.")] = None,
     version: Annotated[int | None, typer.Option(min=0, help="Version of the prior; the latest by default.")] = None,
     derivation: Annotated[str, typer.Option("--derive", help="top2_pairs, darts or sample.")] = "top2_pairs",
-    max_params: Annotated[int | None, typer.Option(min=1, help="Parameters that the genotype may have.")] = None,
-    max_macs: Annotated[int | None, typer.Option(min=1, help="Multiply-accumulates that it may take.")] = None,
+    max_params: MaxParamsOption = None,
+    max_macs: MaxMacsOption = None,
+    max_latency_ms: MaxLatencyOption = None,
+    latency_table: LatencyTableOption = None,
     fine_tune_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps with the network found alone, which is then among the artifacts.")
     ] = None,
@@ -163,9 +166,12 @@ def submit(
         "--max-params": max_params,
         "--max-macs": max_macs,
         "--fine-tune-steps": fine_tune_steps,
+        "--max-latency-ms": max_latency_ms,
+        "--latency-table": latency_table,
         "--contribute": contribute or None,
     }
     _check_kind(evaluated, adapting, {"--recipe": recipe, "--set": overrides})
+    limits = limits_of(max_params, max_macs, max_latency_ms, latency_table)
     rule = f"DERIVATION_RULE_{derivation.upper()}"
     if rule not in pb.DerivationRule.keys():  # noqa: SIM118 not a dict
         raise InvalidInputError(f"--derive must be top2_pairs, darts or sample, got {derivation!r}")
@@ -204,6 +210,8 @@ def submit(
             max_params=max_params,
             max_macs=max_macs,
             fine_tune_steps=fine_tune_steps,
+            max_latency_ms=limits.max_latency_ms,
+            latency_table_json=None if limits.latency_table is None else limits.latency_table.to_json(),
             contribute=contribute,
             seed=seed,
         )
@@ -430,9 +438,10 @@ def _summarise(job: pb.Job) -> None:
         for kind, nodes in json.loads(found.genotype_json)["cells"].items():
             text = " | ".join(" + ".join(f"{edge['primitive']}({edge['source']})" for edge in node) for node in nodes)
             _messages.print(f"{kind}: {text}  (entropy {found.entropy_nats[kind]:.2f} nats)", soft_wrap=True)
+        latency = f"{found.latency_ms:.3f} ms by the latency table; " if found.HasField("latency_ms") else ""
         _messages.print(
             f"probability {found.genotype_probability:.3g}; {found.num_params:,} parameters, {found.num_macs:,} MACs; "
-            f"from prior version {found.prior_version}"
+            f"{latency}from prior version {found.prior_version}"
         )
         if found.HasField("fine_tuned"):
             tuned = found.fine_tuned

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from common.config import HardKind, RelaxationKind
 from common.errors import ConflictError, InvalidInputError
+from common.expense import expense_of
 from common.messages import AdaptRequest, AdaptResult, Evaluation, LocalUpdate
+from common.meta.expected_cost import ExpectedCost, expected_cost
 from common.meta.inherit import CLASSIFIER_BIAS, CLASSIFIER_WEIGHT
 from common.meta.params import BODY, BoundVector, head_vector, named_vectors
 from common.meta.posterior import evaluation_weights, kl_architecture, probabilities, relax
@@ -202,6 +204,11 @@ class InnerLoop:
         self.alpha = nn.Parameter(self.prior_alpha.clone())
         self.alpha.grad = torch.zeros_like(self.alpha)
         self.penalty = torch.tensor([self.inner.op_penalty.get(op, 0.0) for op in space.ops], device=self.device)
+        self.expected_cost: ExpectedCost | None = None
+        if self.inner.cost is not None:
+            size, num_classes = request.task.image_size, len(request.task.classes)
+            expense = expense_of(self.inner.cost, space, request.network, size, num_classes)
+            self.expected_cost = expected_cost(expense, space, self.inner.cost.target, self.device)
 
         self.weight_parameters = [local.mean for local in self.weights] + list(self.classifier.parameters())
         theta = self.inner.theta
@@ -321,6 +328,8 @@ class InnerLoop:
         if self.inner.op_penalty:
             p = probabilities(self.alpha, space.topology, space.normalisation)
             terms = terms + (p.mean(dim=(0, 1)) * self.penalty).sum()
+        if self.expected_cost is not None and self.inner.cost is not None:
+            terms = terms + self.expected_cost.penalty(self.alpha, self.inner.cost.weight)
         return terms
 
     def _logits(self, images: Tensor, mixtures: dict[str, Mixture]) -> Float[Tensor, "batch classes"]:

@@ -1,5 +1,6 @@
 """The device that a worker computes on: a task's images resident there, augmentation there, how its steps run there."""
 
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from common.config import AugmentConfig, Precision
 from common.errors import InvalidInputError, UnavailableError
+from workers.environment import processor_name
 
 # Steps before a recording: they choose kernels and allocate what optimizers keep, neither of which can be recorded.
 EAGER_STEPS = 3
@@ -26,20 +28,54 @@ def choose_device() -> torch.device:
 
 
 def device_named(name: str) -> torch.device:
-    """The device that a user asks for: `cpu`, `cuda`, or `auto` for `choose_device`.
+    """The device that a user asks for: `cpu`, `cuda`, `cuda:1` for the second GPU, or `auto` for `choose_device`.
 
     Raises:
-        InvalidInputError: it is none of the three.
-        UnavailableError: `cuda` without a CUDA device.
+        InvalidInputError: it is none of these.
+        UnavailableError: a CUDA device that is not there.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InvalidInputError(f"device must be auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
+    kind, _, index = name.partition(":")
+    if (kind not in ("auto", "cpu", "cuda")) or (":" in name and (kind != "cuda" or not index.isdecimal())):
+        raise InvalidInputError(f"device must be auto, cpu or cuda (cuda:1 for the second GPU), got {name!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise UnavailableError(
             f"torch {torch.__version__} sees no CUDA device; install a CUDA build of torch and NVIDIA's driver "
             "(nvidia-smi must list the card), or use the device cpu"
         )
+    if index:
+        if int(index) >= torch.cuda.device_count():
+            raise UnavailableError(f"there are {torch.cuda.device_count()} CUDA devices, got {name!r}; count from 0")
+        return torch.device("cuda", int(index))
     return torch.device("cpu") if name == "cpu" else choose_device()
+
+
+def elapsed_ms(device: torch.device, call: Callable[[], object], num_calls: int = 1) -> float:
+    """Milliseconds that a call takes on the device, mean over `num_calls` in a row.
+
+    On a CPU with one thread these are the thread's own: what other programs take of the core meanwhile would count
+    against long calls, and hardly ever against short ones. With more threads it is the time on the clock.
+    On a GPU they are between two events of the stream: neither what was queued before nor the host's way back counts. A single
+    short kernel would be lost in the time between launches, several calls in a row keep the queue filled.
+    """
+    if device.type != "cuda":
+        clock_s = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        started_s = clock_s()
+        for _ in range(num_calls):
+            call()
+        return (clock_s() - started_s) * 1e3 / num_calls
+    with torch.cuda.device(device):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(num_calls):
+            call()
+        end.record()
+        end.synchronize()
+    return float(begin.elapsed_time(end)) / num_calls
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it; of a CPU, that of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def use_single_thread() -> None:

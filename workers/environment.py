@@ -15,13 +15,14 @@ def environment() -> dict[str, str | int]:
     return {
         "python": platform.python_version(),
         **packages,
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "device": device,
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Of this machine's CPU, as its maker calls it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text("utf-8").splitlines():

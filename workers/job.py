@@ -29,7 +29,9 @@ from safetensors.numpy import save as save_tensors
 from common.config import SpaceConfig, StudyConfig
 from common.cost import network_cost
 from common.derivation import Limits, ScoredGenotype, genotype_probability, select, top_genotypes
+from common.derived_config import derived_config
 from common.errors import AdaptationError, InvalidInputError
+from common.latency import network_ms
 from common.messages import (
     AdaptRequest,
     AdaptResult,
@@ -43,7 +45,7 @@ from common.messages import (
 )
 from common.meta.posterior import num_categoricals
 from common.meta.prior import Prior
-from common.network_config import NETWORK, derived_config, network_folder
+from common.network_config import NETWORK, network_folder
 from common.nn.stored import save_network
 from common.space.genotype import DerivationRule, Genotype, derive
 from common.storage import ArtifactFolder
@@ -247,18 +249,21 @@ def describe(
     """What result.json holds about an adaptation: plain values."""
     space = config.space
     cost = network_cost(found.genotype, space, config.network, task.image_size, len(task.classes))
+    network: dict[str, float] = {"num_params": cost.num_params, "num_macs": cost.num_macs}
+    if limits.latency_table is not None:
+        network["latency_ms"] = network_ms(found.genotype, limits.latency_table)
     return {
         "task": task.model_dump(mode="json"),
         "prior": {"version": prior.version, "sha256": prior.digest()},
         "genotype": _plain(found.genotype),
         "probability": found.probability,
         "derivation": rule,
-        "limits": limits.model_dump(mode="json"),
+        "limits": limits.plain(),
         "top_genotypes": [
             {"genotype": _plain(scored.genotype), "probability": scored.probability}
             for scored in top_genotypes(result.probabilities, space, NUM_TOP_GENOTYPES)
         ],
-        "network": {"num_params": cost.num_params, "num_macs": cost.num_macs},
+        "network": network,
         "architecture_posterior": {
             "ops": list(space.ops),
             "probabilities": {kind: values.tolist() for kind, values in result.probabilities.items()},
@@ -326,6 +331,7 @@ def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy": evaluations[-1]["accuracy"],
         "num_params": content["network"]["num_params"],
         "num_macs": content["network"]["num_macs"],
+        "latency_ms": content["network"].get("latency_ms"),
         "entropy_nats": content["architecture_posterior"]["entropy_nats"],
         "evaluations": evaluations,
         "prior_version": content["prior"]["version"],

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 
-from common.cost import Cost
-from common.network_config import FullNetworkConfig, cell_plans, stem_widths
+from common.config import SpaceConfig
+from common.cost import Cost, CostModel
+from common.errors import InvalidInputError
+from common.network_config import CellPlan, FullNetworkConfig, cell_plans, sized_plans, stem_widths
 from common.space.genotype import Genotype
 from common.space.primitives import (
     AVG_POOL,
@@ -22,11 +24,13 @@ from common.space.primitives import (
     DIL_CONV_3,
     DIL_CONV_5,
     MAX_POOL,
+    NONE,
     SEP_CONV_3,
     SEP_CONV_5,
     SEP_CONV_7,
     SKIP,
 )
+from common.space.released import NORMAL, REDUCTION
 from common.space.topology import NUM_CELL_INPUTS
 
 # Widths of the auxiliary classifier (the public DARTS code).
@@ -88,23 +92,64 @@ def count_network(genotype: Genotype, config: FullNetworkConfig) -> NetworkCount
     cells: list[CellCount] = []
     num_auxiliary_params = 0
     for index, plan in enumerate(cell_plans(genotype, config)):
-        # A larger first input is reduced on the way in, so that both blocks put out maps of the second input's size.
-        cost = _conv_norm(plan.channels_before[0] * plan.channels, plan.channels, size1)
-        cost += _conv_norm(plan.channels_before[1] * plan.channels, plan.channels, size1)
+        cost = _fitting(plan, size1)
         assert size1 == (_half(size0) if plan.input0_is_larger else size0)
         for edge in (edge for node in genotype.cells[plan.kind] for edge in node):
             from_input = edge.source < NUM_CELL_INPUTS
             reads = size1 if from_input else _strided(size1, plan.stride)
             cost += _op(edge.primitive, plan.channels, reads, plan.stride if from_input else 1)
-            if config.motif == "search" and edge.primitive in (MAX_POOL, AVG_POOL):
-                cost += Cost(2 * plan.channels, 0)  # of the BatchNorm after it
+            cost += _pool_norm(edge.primitive, plan.channels, config)
         size0, size1 = size1, _strided(size1, plan.stride)
         cells.append(CellCount(plan.kind, plan.channels_out, size1, cost))
         if index == config.auxiliary_cell and config.motif != "search":
             num_auxiliary_params = _auxiliary_params(plan.channels_out, config)
-    num_features = cells[-1].channels
-    classifier = Cost((num_features + 1) * config.num_classes, num_features * config.num_classes)
-    return NetworkCount(stem, tuple(cells), classifier, num_auxiliary_params)
+    return NetworkCount(stem, tuple(cells), _classifier(cells[-1].channels, config), num_auxiliary_params)
+
+
+def full_cost_model(space: SpaceConfig, config: FullNetworkConfig) -> CostModel:
+    """The terms that `count_network` adds up without the auxiliary classifier, for all genotypes of `space`.
+
+    Raises:
+        InvalidInputError: the space's kinds of cell are not normal (stride 1) and reduction (stride 2).
+    """
+    if dict(space.cell_kinds) != {NORMAL: 1, REDUCTION: 2}:
+        raise InvalidInputError(
+            f"a full network needs the cell kinds {NORMAL} (stride 1) and {REDUCTION} (stride 2); "
+            f"space.cell_kinds has {', '.join(space.cell_kinds)}"
+        )
+    primitives = [name for name in space.ops if name != NONE]
+    ops = {
+        (kind, from_input, name): Cost(0, 0)
+        for kind in space.cell_kinds
+        for from_input in (True, False)
+        for name in primitives
+    }
+    constant, _, _ = _stem(config)
+    num_features = 0
+    for plan, size in sized_plans(config, space.num_nodes):
+        constant += _fitting(plan, size)
+        for name in primitives:
+            norm = _pool_norm(name, plan.channels, config)
+            ops[plan.kind, True, name] += _op(name, plan.channels, size, plan.stride) + norm
+            ops[plan.kind, False, name] += _op(name, plan.channels, _strided(size, plan.stride), 1) + norm
+        num_features = plan.channels_out
+    return CostModel(constant + _classifier(num_features, config), ops)
+
+
+def _pool_norm(primitive: str, channels: int, config: FullNetworkConfig) -> Cost:
+    """The BatchNorm after a pool, which networks cut out of a search network have."""
+    has_norm = config.motif == "search" and primitive in (MAX_POOL, AVG_POOL)
+    return Cost(2 * channels if has_norm else 0, 0)
+
+
+def _fitting(plan: CellPlan, size: int) -> Cost:
+    """The blocks that fit a cell's inputs; a larger first one is reduced on the way in, so both put out `size`."""
+    cost = _conv_norm(plan.channels_before[0] * plan.channels, plan.channels, size)
+    return cost + _conv_norm(plan.channels_before[1] * plan.channels, plan.channels, size)
+
+
+def _classifier(num_features: int, config: FullNetworkConfig) -> Cost:
+    return Cost((num_features + 1) * config.num_classes, num_features * config.num_classes)
 
 
 def _stem(config: FullNetworkConfig) -> tuple[Cost, int, int]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from common.config import SpaceConfig
 from common.cost import check_fits
-from common.network_config import derived_config, stem_widths
+from common.derived_config import derived_config
+from common.network_config import stem_widths
 from common.nn.cell import Mixture
 from common.nn.full import FullNetwork, build_full_network
 from common.nn.supernet import Supernet

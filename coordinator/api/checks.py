@@ -53,7 +53,10 @@ def check_limits(spec: AdaptSpec, config: StudyConfig) -> None:
     try:
         check_feasible(spec.limits, config.space, config.network, spec.choice.image_size, ways)
     except InvalidInputError as error:
-        name = "max_macs" if spec.limits.max_params is None else "max_params"
+        fields = ("max_params", "max_macs", "max_latency_ms")
+        name = next(field for field in fields if getattr(spec.limits, field) is not None)
+        if "latency table" in str(error):
+            name = "latency_table_json"
         raise FieldError(f"spec.adapt.{name}", str(error)) from None
 
 

@@ -1,6 +1,7 @@
 """Between the protocol's messages and our values; the only module that knows both. Checks all that comes in."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +11,12 @@ from pydantic import ValidationError
 
 from common.config import DatasetRef, StudyConfig, explain, validate
 from common.derivation import Limits
+from common.derived_config import derived_config
 from common.errors import InvalidInputError, NotFoundError
 from common.evaluate_config import EvaluateConfig, load_evaluate_config
+from common.latency import MAX_TABLE_BYTES, LatencyTable
 from common.loading import apply_overrides, preset_names, preset_tree
-from common.network_config import cell_plans, derived_config
+from common.network_config import cell_plans
 from common.space.genotype import DerivationRule, Genotype
 from common.space.released import RELEASED
 from common.tasks import DatasetFile, TaskChoice
@@ -186,7 +189,7 @@ def job_spec(spec: pb.JobSpec, config: StudyConfig) -> JobSpec:
 def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
     if spec.derivation not in _RULES:
         raise FieldError("spec.adapt.derivation", f"is unknown, got {spec.derivation}")
-    if _RULES[spec.derivation] != "top2_pairs" and (spec.max_params or spec.max_macs):
+    if _RULES[spec.derivation] != "top2_pairs" and (spec.max_params or spec.max_macs or spec.max_latency_ms):
         raise FieldError("spec.adapt.derivation", "limits need DERIVATION_RULE_TOP2_PAIRS; change it, or remove them")
     if spec.classes and spec.num_ways:
         raise FieldError("spec.adapt.num_ways", "leave it out where classes are named")
@@ -217,15 +220,39 @@ def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
         test_per_class=spec.test_per_class or 20,
         seed=spec.seed,
     )
+    limits = Limits(
+        max_params=spec.max_params or None,
+        max_macs=spec.max_macs or None,
+        max_latency_ms=spec.max_latency_ms or None,
+        latency_table=_latency_table(spec),
+    )
     return AdaptSpec(
         choice=choice,
         prior_version=spec.prior_version if spec.HasField("prior_version") else None,
         steps=spec.steps or None,
         derivation=_RULES[spec.derivation],
-        limits=Limits(max_params=spec.max_params or None, max_macs=spec.max_macs or None),
+        limits=limits,
         fine_tune_steps=spec.fine_tune_steps or None,
         contribute=spec.contribute,
     )
+
+
+def _latency_table(spec: pb.AdaptSpec) -> LatencyTable | None:
+    if not (math.isfinite(spec.max_latency_ms) and spec.max_latency_ms >= 0):
+        raise FieldError("spec.adapt.max_latency_ms", f"must be finite and at least 0, got {spec.max_latency_ms}")
+    if bool(spec.max_latency_ms) != bool(spec.latency_table_json):
+        missing, given = ("latency_table_json", "max_latency_ms")
+        if spec.latency_table_json:
+            missing, given = given, missing
+        raise FieldError(f"spec.adapt.{missing}", f"goes with {given}; give both, or neither")
+    if not spec.latency_table_json:
+        return None
+    if len(spec.latency_table_json.encode()) > MAX_TABLE_BYTES:
+        raise FieldError("spec.adapt.latency_table_json", f"has at most {MAX_TABLE_BYTES} bytes")
+    try:
+        return LatencyTable.from_json(spec.latency_table_json)
+    except InvalidInputError as error:
+        raise FieldError("spec.adapt.latency_table_json", str(error)) from None
 
 
 def _evaluate_spec(spec: pb.EvaluateSpec) -> EvaluateSpec:
@@ -358,6 +385,8 @@ def _adapt_result(summary: Mapping[str, Any]) -> pb.AdaptResult:
         result.top_genotypes.add(genotype_json=_json(scored["genotype"]), probability=scored["probability"])
     for evaluation in summary["evaluations"]:
         result.evaluations.add(**evaluation)
+    if summary.get("latency_ms") is not None:
+        result.latency_ms = summary["latency_ms"]
     if summary.get("contributed_version") is not None:
         result.contributed_version = summary["contributed_version"]
     if summary.get("fine_tuned") is not None:
@@ -400,6 +429,8 @@ def _spec_message(spec: JobSpec) -> pb.JobSpec:
         max_params=spec.limits.max_params or 0,
         max_macs=spec.limits.max_macs or 0,
         fine_tune_steps=spec.fine_tune_steps or 0,
+        max_latency_ms=spec.limits.max_latency_ms or 0.0,
+        latency_table_json="" if spec.limits.latency_table is None else spec.limits.latency_table.to_json(),
         contribute=spec.contribute,
     )
     if spec.prior_version is not None:

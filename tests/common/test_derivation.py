@@ -12,11 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from reference.latency_tables import latency_table
 
 from common.config import NetworkConfig, SpaceConfig
 from common.cost import Cost, network_cost
-from common.derivation import Limits, ScoredGenotype, genotype_probability, select, smallest_cost, top_genotypes
+from common.derivation import (
+    Limits,
+    ScoredGenotype,
+    _undominated,
+    genotype_probability,
+    select,
+    smallest_cost,
+    top_genotypes,
+)
 from common.errors import InvalidInputError
+from common.latency import OpShape
+from common.network_config import network_config
+from common.nn.counting import count_network, full_cost_model
 from common.space.genotype import Genotype, GenotypeEdge, derive
 from common.space.primitives import NONE, PRIMITIVES
 
@@ -388,3 +400,145 @@ def test_no_genotypes_are_not_a_request():
 def test_posterior_of_another_space_is_refused(posterior, message):
     with pytest.raises(InvalidInputError, match=message):
         top_genotypes(posterior, SPACE, 1)
+
+
+def odd_times(name: str, shape: OpShape) -> float:
+    """Times that rank neither as parameters do nor as multiply-accumulates."""
+    return (1.37 if name == "dil_conv_5x5" else 0.91) * (3 - shape.stride) + 0.013 * shape.size
+
+
+TIMES = latency_table(("sep_conv_3x3", "dil_conv_5x5"), odd_times)
+
+
+@cache
+def every_latency_ns() -> list[int]:
+    """By the table's own entries, cell by cell: a walk of its own."""
+    took = {(time.primitive, time.shape): round(time.median_ms * 1e6) for time in TIMES.ops}
+    # Cells of five, 4 channels and 16 pixels at first: see tests/common/test_latency.py.
+    cells = (
+        ("normal", 4, 16, 1),
+        ("reduction", 8, 16, 2),
+        ("normal", 8, 8, 1),
+        ("reduction", 16, 8, 2),
+        ("normal", 16, 4, 1),
+    )
+    totals = []
+    for genotype in every_genotype():
+        total = 2 * 500_000
+        for kind, channels, size, stride in cells:
+            for edge in (edge for node in genotype.cells[kind] for edge in node):
+                shape = (size, stride) if edge.source < 2 else (size // stride, 1)
+                total += took[edge.primitive, OpShape(channels=channels, size=shape[0], stride=shape[1])]
+        totals.append(total)
+    return totals
+
+
+@st.composite
+def device_limits(draw):
+    """A latency at, or a nanosecond below, that of some genotype; with it neither, either or both other limits."""
+    index = draw(st.integers(0, len(every_genotype()) - 1))
+    other = draw(st.integers(0, len(every_genotype()) - 1))
+    most_ns = every_latency_ns()[index] - draw(st.sampled_from([0, 1]))
+    cost = every_cost()[other]
+    return Limits(
+        max_latency_ms=most_ns / 1e6,
+        latency_table=TIMES,
+        max_params=cost.num_params if draw(st.booleans()) else None,
+        max_macs=cost.num_macs if draw(st.booleans()) else None,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(weights(SPACE), device_limits())
+def test_select_finds_the_most_probable_genotype_within_a_latency(posterior, limits):
+    most_ns = math.floor(limits.max_latency_ms * 1e6)
+    feasible = [
+        p
+        for p, cost, ns in zip(every_probability(posterior), every_cost(), every_latency_ns(), strict=True)
+        if fits(cost, limits) and ns <= most_ns
+    ]
+    if not feasible:
+        with pytest.raises(InvalidInputError, match="no genotype of the space"):
+            chosen(posterior, limits)
+        return
+    found = chosen(posterior, limits)
+    index = texts()[found.genotype.to_json()]
+    assert every_latency_ns()[index] <= most_ns
+    assert fits(every_cost()[index], limits)
+    assert found.probability == pytest.approx(max(feasible), rel=1e-9)
+
+
+def test_a_latency_that_nothing_keeps_is_refused_and_the_smallest_named():
+    least = min(every_latency_ns())
+    with pytest.raises(InvalidInputError, match=f"the smallest network has {least / 1e6:.6g} ms"):
+        chosen(random_posterior(SPACE, seed=0), Limits(max_latency_ms=(least - 1) / 1e6, latency_table=TIMES))
+
+
+def test_three_limits_that_only_conflict_together_are_refused():
+    fewest = min(cost.num_params for cost in every_cost())
+    quickest = min(every_latency_ns())
+    pairs = zip(every_cost(), every_latency_ns(), strict=True)
+    within = min(ns for cost, ns in pairs if cost.num_params == fewest)
+    assert within > quickest, "the fewest parameters are not the quickest"
+    limits = Limits(max_params=fewest, max_macs=10**9, max_latency_ms=(within - 1) / 1e6, latency_table=TIMES)
+    with pytest.raises(InvalidInputError, match=f"it takes {within / 1e6:.6g} ms; raise one of the limits"):
+        chosen(random_posterior(SPACE, seed=0), limits)
+
+
+def test_limits_of_a_full_network_count_what_its_formula_counts():
+    network = network_config("cifar", channels=4, num_cells=5, num_classes=3, image_size=16)
+    posterior = random_posterior(SPACE, seed=1)
+    ranked = top_genotypes(posterior, SPACE, 300)
+    macs = [count_network(one.genotype, network).total.num_macs for one in ranked]
+    most = min(macs[:250])
+    found = chosen(posterior, Limits(max_macs=most, network=network))
+    assert found.genotype == ranked[next(index for index, count in enumerate(macs) if count <= most)].genotype
+    assert found.genotype != ranked[0].genotype
+
+
+def test_the_cost_model_of_full_networks_adds_up_to_their_count():
+    for motif, size in (("cifar", 19), ("imagenet", 100)):
+        network = network_config(motif, channels=6, num_cells=7, num_classes=5, image_size=size)
+        model = full_cost_model(LARGE, network)
+        random = np.random.default_rng(2)
+        for _ in range(5):
+            posterior = {kind: random.random((LARGE.topology.num_edges, 10)) for kind in LARGE.cell_kinds}
+            genotype = derive(posterior, LARGE.topology, LARGE.ops)
+            total = model.constant
+            for kind, nodes in genotype.cells.items():
+                for edge in (edge for node in nodes for edge in node):
+                    total += model.op(kind, edge.source, edge.primitive)
+            assert total == count_network(genotype, network).total
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_latency_ms": 1.0}, "needs a latency_table"),
+        ({"latency_table": TIMES}, "goes with max_latency_ms"),
+        ({"max_latency_ms": 0.0, "latency_table": TIMES}, "greater than 0"),
+        ({"max_latency_ms": math.inf, "latency_table": TIMES}, "finite"),
+        ({"network": TIMES.network}, "goes with max_params or max_macs"),
+    ],
+)
+def test_limits_that_lack_what_they_need_are_refused(values, message):
+    with pytest.raises(ValidationError, match=message):
+        Limits(**values)
+
+
+def test_a_table_of_another_image_size_is_refused():
+    limits = Limits(max_latency_ms=1e3, latency_table=TIMES)
+    with pytest.raises(InvalidInputError, match="of images of 16 pixels, the task has 32"):
+        select(random_posterior(SPACE, seed=0), SPACE, NetworkConfig(heads={32: 2}), 32, 3, limits)
+
+
+@pytest.mark.parametrize("num_resources", [2, 3])
+def test_what_is_dominated_is_found_as_pair_by_pair(num_resources):
+    random = np.random.default_rng(3)
+    costs = random.integers(0, 6, (700, num_resources))
+    values = random.integers(0, 6, 700).astype(np.float64)
+    points = np.column_stack([costs, values])
+    kept = _undominated(values, costs)
+    best = {tuple(p) for p in points.tolist() if not any(np.all(q <= p) and np.any(q < p) for q in points)}
+    assert {tuple(points[index].tolist()) for index in kept} == best
+    assert len(kept) == len(best), "of equals, one"

@@ -133,7 +133,7 @@ class DataSource(_message.Message):
     def __init__(self, builtin: _Optional[str] = ..., dataset: _Optional[str] = ..., url: _Optional[str] = ...) -> None: ...
 
 class AdaptSpec(_message.Message):
-    __slots__ = ("data", "classes", "num_ways", "image_size", "train_per_class", "test_per_class", "steps", "prior_version", "seed", "derivation", "max_params", "max_macs", "contribute", "fine_tune_steps")
+    __slots__ = ("data", "classes", "num_ways", "image_size", "train_per_class", "test_per_class", "steps", "prior_version", "seed", "derivation", "max_params", "max_macs", "contribute", "fine_tune_steps", "max_latency_ms", "latency_table_json")
     DATA_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     NUM_WAYS_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,8 @@ class AdaptSpec(_message.Message):
     MAX_MACS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTE_FIELD_NUMBER: _ClassVar[int]
     FINE_TUNE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_TABLE_JSON_FIELD_NUMBER: _ClassVar[int]
     data: DataSource
     classes: _containers.RepeatedScalarFieldContainer[str]
     num_ways: int
@@ -162,7 +164,9 @@ class AdaptSpec(_message.Message):
     max_macs: int
     contribute: bool
     fine_tune_steps: int
-    def __init__(self, data: _Optional[_Union[DataSource, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., num_ways: _Optional[int] = ..., image_size: _Optional[int] = ..., train_per_class: _Optional[int] = ..., test_per_class: _Optional[int] = ..., steps: _Optional[int] = ..., prior_version: _Optional[int] = ..., seed: _Optional[int] = ..., derivation: _Optional[_Union[DerivationRule, str]] = ..., max_params: _Optional[int] = ..., max_macs: _Optional[int] = ..., contribute: _Optional[bool] = ..., fine_tune_steps: _Optional[int] = ...) -> None: ...
+    max_latency_ms: float
+    latency_table_json: str
+    def __init__(self, data: _Optional[_Union[DataSource, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., num_ways: _Optional[int] = ..., image_size: _Optional[int] = ..., train_per_class: _Optional[int] = ..., test_per_class: _Optional[int] = ..., steps: _Optional[int] = ..., prior_version: _Optional[int] = ..., seed: _Optional[int] = ..., derivation: _Optional[_Union[DerivationRule, str]] = ..., max_params: _Optional[int] = ..., max_macs: _Optional[int] = ..., contribute: _Optional[bool] = ..., fine_tune_steps: _Optional[int] = ..., max_latency_ms: _Optional[float] = ..., latency_table_json: _Optional[str] = ...) -> None: ...
 
 class MetaTrainSpec(_message.Message):
     __slots__ = ("until_version",)
@@ -221,7 +225,7 @@ class Artifact(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class AdaptResult(_message.Message):
-    __slots__ = ("prior_version", "genotype_json", "genotype_probability", "top_genotypes", "entropy_nats", "accuracy", "num_params", "num_macs", "evaluations", "contributed_version", "fine_tuned")
+    __slots__ = ("prior_version", "genotype_json", "genotype_probability", "top_genotypes", "entropy_nats", "accuracy", "num_params", "num_macs", "evaluations", "contributed_version", "fine_tuned", "latency_ms")
     class EntropyNatsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -240,6 +244,7 @@ class AdaptResult(_message.Message):
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     FINE_TUNED_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
     prior_version: int
     genotype_json: str
     genotype_probability: float
@@ -251,7 +256,8 @@ class AdaptResult(_message.Message):
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
     contributed_version: int
     fine_tuned: FineTuned
-    def __init__(self, prior_version: _Optional[int] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., top_genotypes: _Optional[_Iterable[_Union[ScoredGenotype, _Mapping]]] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., accuracy: _Optional[float] = ..., num_params: _Optional[int] = ..., num_macs: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., contributed_version: _Optional[int] = ..., fine_tuned: _Optional[_Union[FineTuned, _Mapping]] = ...) -> None: ...
+    latency_ms: float
+    def __init__(self, prior_version: _Optional[int] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., top_genotypes: _Optional[_Iterable[_Union[ScoredGenotype, _Mapping]]] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., accuracy: _Optional[float] = ..., num_params: _Optional[int] = ..., num_macs: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., contributed_version: _Optional[int] = ..., fine_tuned: _Optional[_Union[FineTuned, _Mapping]] = ..., latency_ms: _Optional[float] = ...) -> None: ...
 
 class FineTuned(_message.Message):
     __slots__ = ("steps", "accuracy", "inductive_accuracy", "inductive_loss_nats")

@@ -1,0 +1,22 @@
+"""The base of every value that comes from outside, and how a mistake in one is explained."""
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Frozen(BaseModel):
+    """Base of every value that comes from outside: immutable, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each problem that pydantic found: field, reason, value."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        reason = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            reason = "no such field; check the spelling"
+        value = "" if isinstance(problem["input"], dict | list | BaseModel) else f" (got {problem['input']!r})"
+        lines.append(f"{where}: {reason}{value}" if where else f"{reason}{value}")
+    return "; ".join(lines)
