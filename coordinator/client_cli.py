@@ -446,8 +446,8 @@ def _summarise(job: pb.Job) -> None:
         if found.HasField("fine_tuned"):
             tuned = found.fine_tuned
             _messages.print(
-                f"the derived network, after {tuned.steps} steps of fine-tuning: accuracy {tuned.inductive_accuracy:.4f} "
-                f"image by image, {tuned.accuracy:.4f} by the test images' joint statistics"
+                f"the derived network, fine-tuned for {tuned.steps} steps: accuracy "
+                f"{tuned.inductive_accuracy:.4f} image by image, {tuned.accuracy:.4f} by joint statistics"
             )
     if job.HasField("evaluate_result"):
         tested = job.evaluate_result

@@ -161,7 +161,7 @@ def export_network(
     same logits; `python` a readable module that needs torch alone, and its weights beside it, as safetensors. No file
     holds a pickle.
 
-    Examples: `metasearch export results/network --format onnx --out network.onnx`,
+    Example: `metasearch export results/network --format onnx --out network.onnx`, or of a job
     `metasearch export studies/mine/jobs/ID --format python --out network.py`.
     """
     if form not in SUFFIXES:
