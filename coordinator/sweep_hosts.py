@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,45 +13,37 @@ from ray.exceptions import RayError, RayTaskError
 from common.errors import MetaSearchError
 from common.messages import JobResult, SweepRequest
 from coordinator.cluster import NAMESPACE, cause_of
-from coordinator.sweep import Trial, best_of
+from coordinator.sweep_process import run_in_process
 from workers.actor import STATUS_GROUP, WorkerStatus
+
+_DIED = "the process of the sweep died"
 
 
 class SweepHost:
-    """Runs one sweep; its trials are actors of their own, and go when it goes."""
+    """Runs one sweep, in a process that ends when it does."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._lock = threading.Lock()
         self._num_over = 0
-        self._metrics: dict[str, float] = {}
+        self._metrics: Mapping[str, float] = {}
 
-    def run(self, request: SweepRequest, concurrency: int, gpus_per_trial: float) -> JobResult:
-        """See `coordinator.sweep_job`."""
-        from coordinator.sweep_job import run_sweep_job  # Tune takes seconds to import, and few need it
-
-        def note(trials: Sequence[Trial]) -> None:
-            best = best_of(trials, request.plan)
-            states = [trial.state for trial in trials]
-            found = {
-                "trials_running": float(states.count("running")),
-                "trials_failed": float(states.count("failed")),
-            }
-            if best is not None and best.value is not None:
-                found |= {"best_trial": float(best.number), "best_value": best.value}
-            with self._lock:
-                self._num_over = sum(state not in ("waiting", "running") for state in states)
-                self._metrics = found
-
-        return run_sweep_job(request, concurrency, gpus_per_trial, note)
+    def run(self, request: SweepRequest, concurrency: int, gpus_per_trial: float) -> JobResult | None:
+        """See `coordinator.sweep_process`."""
+        address = ray.get_runtime_context().gcs_address
+        return run_in_process(request, concurrency, gpus_per_trial, address, self._note)
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def status(self) -> WorkerStatus:
         """How far the sweep is: trials that are over, how many run, which is best."""
         with self._lock:
             return WorkerStatus(
-                f"sweep {self._job_id}", os.getpid(), "", self._job_id, self._num_over, metrics=dict(self._metrics)
+                f"sweep {self._job_id}", os.getpid(), "", self._job_id, self._num_over, metrics=self._metrics
             )
+
+    def _note(self, num_over: int, metrics: Mapping[str, float]) -> None:
+        with self._lock:
+            self._num_over, self._metrics = num_over, metrics
 
     def __repr__(self) -> str:
         return f"SweepHost({self._job_id})"
@@ -129,13 +121,14 @@ class SweepHosts:
         key = self.calls[call]
         hosted = self._hosted.pop(key)
         try:
-            return Ended(key, ray.get(call))
+            found: JobResult | None = ray.get(call)
         except RayTaskError as error:
             return Ended(key, error=cause_of(error))
         except RayError:
-            return Ended(key, lost="the process of the sweep died")
+            return Ended(key, lost=_DIED)
         finally:
             ray.kill(hosted.handle)
+        return Ended(key, lost=_DIED) if found is None else Ended(key, found)
 
     def abandon(self, key: str) -> bool:
         """Ends a sweep; False where there is no such."""
