@@ -267,6 +267,8 @@ def jobs(
     for job in found:
         found_result = job.WhichOneof("result")
         accuracy = getattr(job, found_result).accuracy if found_result in ("adapt_result", "evaluate_result") else None
+        if found_result == "sweep_result" and job.sweep_result.metric == "accuracy":
+            accuracy = next(each.value for each in job.sweep_result.trials if each.number == job.sweep_result.best)
         if accuracy is None and job.progress.HasField("accuracy"):
             accuracy = job.progress.accuracy
         table.add_row(

@@ -32,7 +32,9 @@ def register(app: typer.Typer) -> None:
 def report(
     subject: Annotated[
         str,
-        typer.Argument(metavar="FOLDER|JOB", help="Folder of a run, demo or adaptation; or studies/STUDY/jobs/ID."),
+        typer.Argument(
+            metavar="FOLDER|JOB", help="Folder of a run, demo, adaptation or sweep; or studies/STUDY/jobs/ID."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help=f"File to write; {PAGE} in the folder by default, of a job in this one.")
@@ -41,7 +43,7 @@ def report(
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Writes one HTML file about a run, a demo, an adaptation or a job.
+    """Writes one HTML file about a run, a demo, an adaptation, a sweep or a job.
 
     It needs no network and no scripts: curves, cells, the architecture posterior, cost, configuration, environment, and
     the SHA-256 of every file.
@@ -87,6 +89,7 @@ def _of_job(name: str, server: str | None, token: str | None) -> "Report":
     from coordinator.api.stubs import search_pb2 as pb
     from coordinator.html_report.collect import Manifest, Origin, collect
     from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
+    from coordinator.sweep_client_cli import folder_of
 
     local = DEFAULT_FOLDER / TOKEN_FILE
     if token is None and local.is_file():
@@ -103,14 +106,21 @@ def _of_job(name: str, server: str | None, token: str | None) -> "Report":
                 raise AdaptationError(
                     f"{name} did not succeed, so there is nothing to report: metasearch result {name}"
                 )
-            if job.spec.WhichOneof("kind") != "adapt":
-                raise InvalidInputError(f"{name} is no adaptation and has no artifacts; give an adapt job")
-            client.download(name, Path(temporary))
+            if job.spec.WhichOneof("kind") not in ("adapt", "sweep"):
+                raise InvalidInputError(f"{name} is neither an adaptation nor a sweep; give such a job")
+            for artifact in job.artifacts:
+                client.download(name, folder_of(artifact.name, job, Path(temporary)), [artifact.name])
         except UnauthenticatedError as error:
             raise UnauthenticatedError(f"{error}; give --token or {TOKEN_VARIABLE}") from None
         except ForbiddenError as error:
             raise ForbiddenError(f"{error}; ask for a token with that role") from None
-        listed = {each.name: Manifest(each.num_bytes, each.sha256) for each in job.artifacts}
+        below = Path(temporary)
+        listed = {
+            str((folder_of(each.name, job, below) / each.name).relative_to(below)): Manifest(
+                each.num_bytes, each.sha256
+            )
+            for each in job.artifacts
+        }
         began, ended = (
             stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC") for stamp in (job.start_time, job.end_time)
         )
