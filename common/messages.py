@@ -14,6 +14,7 @@ from common.evaluate_config import EvaluateConfig
 from common.meta.aggregate import FixedPointSum
 from common.meta.prior import Vector
 from common.space.genotype import DerivationRule, Genotype
+from common.sweep_plan import SweepPlan
 from common.tasks import DatasetFile, LearningTask, TaskChoice
 
 
@@ -259,6 +260,25 @@ class EvaluateRequest:
     file: DatasetFile | None
     result_url: str
     slice_s: float
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """A sweep to run, on workers of its own; goes on with what earlier attempts left.
+
+    Attributes:
+        job_id: names the job.
+        attempt: how often it has been started, this time included.
+        plan: what to try.
+        state_url: folder of the sweep, the same for all attempts, of which one runs at a time.
+        result_url: folder for the results of this attempt.
+    """
+
+    job_id: str
+    attempt: int
+    plan: SweepPlan
+    state_url: str
+    result_url: str
 
 
 @dataclass(frozen=True)

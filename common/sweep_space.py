@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any, Self
 
@@ -125,9 +125,17 @@ def configured(base: StudyConfig, values: Values) -> StudyConfig:
     return validate(tree)
 
 
-def check_space(space: Space, base: StudyConfig, seed: int) -> None:
+def check_space(
+    space: Space, base: StudyConfig, seed: int, also: Callable[[StudyConfig], None] = lambda config: None
+) -> None:
     """Refuses a space with values that the configuration does not take: every listed value, the ends of every range,
     each with drawn values of the other fields; all combinations of a grid.
+
+    Args:
+        space: what is swept.
+        base: of the other fields.
+        seed: draws points.
+        also: refuses configurations for another reason.
 
     Raises:
         InvalidInputError: names field, value and what is allowed.
@@ -135,6 +143,7 @@ def check_space(space: Space, base: StudyConfig, seed: int) -> None:
     for values in _points(space, seed):
         try:
             config = configured(base, values)
+            also(config)
         except InvalidInputError as error:
             raise InvalidInputError(f"[space] {_written(values, str(error))}: {error}") from None
         for family in base.families:

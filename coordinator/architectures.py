@@ -1,7 +1,6 @@
-"""The most probable architectures of a stored posterior, and the recipe that they are compared by."""
+"""The most probable architectures of a stored posterior."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,10 @@ from pydantic import ValidationError
 from common.config import SpaceConfig, explain
 from common.derivation import Probabilities, top_genotypes
 from common.errors import InvalidInputError, NotFoundError, UnavailableError
-from common.evaluate_config import EvaluateConfig, load_evaluate_config
-from common.network_config import cell_plans
 from common.space.topology import Topology
-from coordinator.sweep import Candidate
+from common.sweep_plan import Candidate
 
 CONFIG, RESULT = "config.json", "result.json"
-_VALIDATION = "validation_fraction=0.1"
 _MOST_NODES = 16
 
 
@@ -98,33 +94,3 @@ def posterior_of(content: Any, name: str) -> tuple[Probabilities, SpaceConfig]:
             f"{name} holds no architecture posterior ({reason}); give the result.json of metasearch adapt or submit"
         ) from None
     return matrices, space
-
-
-def sweep_recipe(preset: str, overrides: Sequence[str]) -> EvaluateConfig:
-    """The recipe that candidates are trained by: with validation images, as test images must not choose.
-
-    Raises:
-        NotFoundError: there is no such preset.
-        InvalidInputError: a field is wrong, or there would be no validation images.
-    """
-    base = load_evaluate_config(preset)
-    # After every epoch, as every one may be a rung.
-    defaults = [*([] if base.validation_fraction else [_VALIDATION]), "evaluate_every_epochs=1"]
-    recipe = load_evaluate_config(preset, [*defaults, *overrides])
-    if recipe.validation_fraction == 0:
-        raise InvalidInputError(
-            "recipe: validation_fraction is 0, so the choice would be made on the test images; set it above 0"
-        )
-    if recipe.evaluate_every_epochs != 1:
-        raise InvalidInputError("recipe: evaluate_every_epochs must be 1 in a sweep; use report_every of the sweep")
-    return recipe
-
-
-def check_kinds(candidates: Sequence[Candidate], recipe: EvaluateConfig) -> None:
-    """Refuses architectures with kinds of cell that no full network has.
-
-    Raises:
-        InvalidInputError: names the kinds.
-    """
-    # Any number of classes and channels will do.
-    tuple(cell_plans(candidates[0].genotype, recipe.network(2, 1)))

@@ -23,7 +23,8 @@ from coordinator.api.stubs import search_pb2 as pb
 from coordinator.genotypes import genotype_of
 from coordinator.limit_options import LatencyTableOption, MaxLatencyOption, MaxMacsOption, MaxParamsOption, limits_of
 from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
-from coordinator.service_access import ServerOption, TokenOption
+from coordinator.service_access import ServerOption, TokenOption, folder_of
+from coordinator.sweep_client_cli import submit_sweep, sweep_tree, trial_table
 
 _messages = Console(stderr=True, highlight=False)
 
@@ -54,7 +55,7 @@ def study_create(
     as_json: JsonOption = False,
 ) -> None:
     """Begins a study. The same again changes nothing."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         if preset in preset_names():
             found = client.create_study(study, preset=preset, overrides=overrides or [])
         else:
@@ -68,7 +69,7 @@ def study_create(
 @study_app.command("list")
 def study_list(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
     """Lists studies."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         studies = list(client.list_studies())
     if as_json:
         print(json.dumps([_plain(study) for study in studies]))
@@ -86,7 +87,7 @@ def study_show(
     token: TokenOption = None,
 ) -> None:
     """Prints a study and its configuration, as JSON."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         print(json.dumps(_plain(client.get_study(_study(study))), indent=2))
 
 
@@ -100,9 +101,40 @@ def study_train(
     as_json: JsonOption = False,
 ) -> None:
     """Submits a job that runs the study's rounds."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         job = client.meta_train(_study(study), until_version)
         _after_submit(client, job, wait, as_json)
+
+
+@study_app.command("sweep")
+def study_sweep(
+    study: Annotated[str, typer.Argument(help="studies/STUDY, or STUDY: its configuration is varied.")],
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="TOML file that says what to try.")] = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|RESULT|JOB", help="Train this posterior's most probable architectures instead."),
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=2, help="How many architectures; of the study's prior alone.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images to train architectures on, as in `submit`.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"For architectures: {', '.join(PRESETS)}.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Changes a field of the recipe.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and create nothing.")] = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submits a job that tries many configurations of a study, or trains the best architectures of a posterior.
+
+    Example: `metasearch study sweep mine sweep.toml --wait`.
+    """
+    given = {"of": architectures, "top": top, "data": data, "recipe": recipe}
+    tree, config = sweep_tree(file, given, overrides or [])
+    with connected(server, token) as client:
+        job = submit_sweep(client, _study(study), tree, config, validate_only=dry_run)
+        _after_create(client, job, dry_run, wait, as_json)
 
 
 def submit(
@@ -190,7 +222,7 @@ def submit(
         "queue_timeout_s": queue_timeout_s,
     }
     genotype = None if evaluated is None else genotype_of(evaluated)
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         if genotype is not None:
             job = client.evaluate(_study(study), data, genotype.to_json(), recipe or "", overrides or [], **options)
             _after_create(client, job, dry_run, wait, as_json)
@@ -233,7 +265,7 @@ def jobs(
             known = ", ".join(_word(key) for key in pb.JobState.keys()[1:])
             raise InvalidInputError(f"--state must be one of {known}, got {name!r}")
         states.append(pb.JobState.Value(f"JOB_STATE_{name.upper()}"))
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         found = [job for job, _ in zip(client.list_jobs(_study(study), states), range(limit), strict=False)]
     if as_json:
         print(json.dumps([_plain(job) for job in found]))
@@ -242,6 +274,8 @@ def jobs(
     for job in found:
         found_result = job.WhichOneof("result")
         accuracy = getattr(job, found_result).accuracy if found_result in ("adapt_result", "evaluate_result") else None
+        if found_result == "sweep_result" and job.sweep_result.metric == "accuracy":
+            accuracy = next(each.value for each in job.sweep_result.trials if each.number == job.sweep_result.best)
         if accuracy is None and job.progress.HasField("accuracy"):
             accuracy = job.progress.accuracy
         table.add_row(
@@ -259,7 +293,7 @@ def watch(
     job: JobArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """Follows a job until it has ended: state, progress, the best so far. With `--json`, one object per line."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         _follow(client, job, as_json)
 
 
@@ -271,7 +305,7 @@ def result(
     as_json: JsonOption = False,
 ) -> None:
     """Shows what a job has found, and with `--out` downloads its artifacts: adapted weights, posterior, curve."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         found = client.get_job(job)
         if found.state not in TERMINAL_STATES:
             raise NotFoundError(f"{job} has no result yet; it is {_state(found)}: metasearch watch {job}")
@@ -279,7 +313,8 @@ def result(
             print(json.dumps(_plain(found)))
         _summarise(found)
         if out is not None and found.state == pb.JOB_STATE_SUCCEEDED:
-            for path in client.download(job, out):
+            for artifact in found.artifacts:
+                (path,) = client.download(job, folder_of(artifact.name, found, out), [artifact.name])
                 _messages.print(escape(str(path)), soft_wrap=True)
         _raise_failure(found)
 
@@ -288,7 +323,7 @@ def cancel(
     job: JobArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """Cancels a job."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         found = client.cancel(job)
     _show(found, as_json, f"{job} is {_state(found)}")
 
@@ -297,7 +332,7 @@ def pause(
     job: JobArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """Pauses a job; meta-training stops after its present round."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         found = client.pause(job)
     _show(found, as_json, f"{job} is {_state(found)}, paused")
 
@@ -306,7 +341,7 @@ def resume(
     job: JobArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """Lets a paused job go on."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         found = client.resume(job)
     _show(found, as_json, f"{job} is {_state(found)}")
 
@@ -318,7 +353,7 @@ def upload(
     as_json: JsonOption = False,
 ) -> None:
     """Stores data with the service; identical data is stored once."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         found = client.upload(path)
     _show(found, as_json, f"{found.name}  {found.num_bytes} bytes  {escape(found.title)}")
 
@@ -331,7 +366,7 @@ def prior_list(
     as_json: JsonOption = False,
 ) -> None:
     """Lists the versions of a study's prior that are kept, the latest first."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         priors = list(client.list_priors(_study(study)))
     if as_json:
         print(json.dumps([_plain(prior) for prior in priors]))
@@ -349,12 +384,13 @@ def prior_show(
     token: TokenOption = None,
 ) -> None:
     """Prints a version of the prior: digest, origin, metrics of its round; as JSON."""
-    with _client(server, token) as client:
+    with connected(server, token) as client:
         print(json.dumps(_plain(client.get_prior(prior)), indent=2))
 
 
 @contextmanager
-def _client(server: str | None, token: str | None) -> Iterator[SearchClient]:
+def connected(server: str | None, token: str | None) -> Iterator[SearchClient]:
+    """A client of the service, with the local one's token where there is no other."""
     local = DEFAULT_FOLDER / TOKEN_FILE
     if token is None and local.is_file():
         token = local.read_text("utf-8").strip()
@@ -456,6 +492,8 @@ def _summarise(job: pb.Job) -> None:
             f"on {tested.num_test} test images after {tested.epochs} epochs; {tested.num_params:,} parameters, "
             f"{tested.num_macs:,} MACs"
         )
+    if job.HasField("sweep_result"):
+        _messages.print(trial_table(job.sweep_result))
     if job.HasField("meta_train_result"):
         found_prior = job.meta_train_result
         _messages.print(

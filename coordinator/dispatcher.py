@@ -24,12 +24,13 @@ from common.errors import (
 from common.meta.prior import Prior
 from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
-from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, Job, JobState
+from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, Job, JobState, SweepSpec
 from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore, SupersededError
+from coordinator.sweep_run import SweepRun
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
@@ -427,7 +428,9 @@ class Dispatcher:
 def _run_of(dispatcher: Dispatcher, job: Job) -> Run:
     if isinstance(job.spec, AdaptSpec):
         return AdaptRun(dispatcher, job)
-    return EvaluateRun(dispatcher, job) if isinstance(job.spec, EvaluateSpec) else TrainRun(dispatcher, job)
+    if isinstance(job.spec, EvaluateSpec):
+        return EvaluateRun(dispatcher, job)
+    return SweepRun(dispatcher, job) if isinstance(job.spec, SweepSpec) else TrainRun(dispatcher, job)
 
 
 def _reason(error: MetaSearchError) -> FailureReason:

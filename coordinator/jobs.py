@@ -20,6 +20,7 @@ from common.derivation import Limits
 from common.errors import ConflictError
 from common.evaluate_config import EvaluateConfig
 from common.space.genotype import DerivationRule, Genotype
+from common.sweep_plan import SweepPlan
 from common.tasks import DatasetFile, TaskChoice
 
 
@@ -128,7 +129,20 @@ class EvaluateSpec(Frozen):
         return False
 
 
-JobSpec = Annotated[AdaptSpec | MetaTrainSpec | EvaluateSpec, Field(discriminator="kind")]
+class SweepSpec(Frozen):
+    """Try many configurations of the study, or train several architectures. The study's prior has no part in it."""
+
+    kind: Literal["sweep"] = "sweep"
+    plan: SweepPlan
+    """Without `study`, which is the job's."""
+
+    @property
+    def moves_prior(self) -> bool:
+        """See `AdaptSpec.moves_prior`."""
+        return False
+
+
+JobSpec = Annotated[AdaptSpec | MetaTrainSpec | EvaluateSpec | SweepSpec, Field(discriminator="kind")]
 
 
 class Failure(Frozen):

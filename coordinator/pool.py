@@ -12,13 +12,14 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError, MetaSearchError
-from common.messages import AdaptRequest, EvaluateRequest, JobRequest, PartialSumRequest, span_of
+from common.messages import AdaptRequest, EvaluateRequest, JobRequest, PartialSumRequest, SweepRequest, span_of
 from common.meta.prior import Prior
 from coordinator.cluster import cause_of
 from coordinator.rounds import Request, Result
+from coordinator.sweep_hosts import SweepHosts
 from workers.actor import STATUS_GROUP, SearchWorker, WorkerStatus
 
-Call = AdaptRequest | PartialSumRequest | JobRequest | EvaluateRequest
+Call = AdaptRequest | PartialSumRequest | JobRequest | EvaluateRequest | SweepRequest
 """What a worker can be asked for."""
 
 MAX_IN_FLIGHT = 2
@@ -123,6 +124,8 @@ class RayPool:
         self._num_failed_starts = 0  # since the last that did not fail
         self._prior_refs: OrderedDict[str, Any] = OrderedDict()
         self._waiting: deque[_Call] = deque()
+        self._hosts = SweepHosts(gpus_per_worker, logger)
+        self._num_wanted = num_workers
         self._workers = [self._start_worker() for _ in range(num_workers)]
 
     @property
@@ -142,11 +145,17 @@ class RayPool:
 
     @property
     def num_pending(self) -> int:
-        """Calls that were submitted and have no outcome yet."""
+        """Calls that were submitted and have no outcome yet; sweeps, which have workers to themselves, apart."""
         return len(self._waiting) + sum(len(worker.in_flight) for worker in self._workers)
 
     def resize(self, num_workers: int) -> None:
-        """Holds another number of workers from now on. Those at work stay for now, as many as they are."""
+        """Holds another number of workers from now on, lent ones included. Those at work stay for now."""
+        self._num_wanted = num_workers
+        self._fit()
+
+    def _fit(self) -> None:
+        """As many workers as there should be, but for those whose room is lent to sweeps."""
+        num_workers = max(self._num_wanted - self._hosts.num_lent, 0)
         while len(self._workers) < num_workers:
             self._workers.append(self._start_worker())
         idle = [worker for worker in self._workers if not worker.in_flight]
@@ -161,24 +170,34 @@ class RayPool:
         Args:
             key: names the outcome.
             request: what to do.
-            prior: to start from; None for an `EvaluateRequest`, which takes none.
+            prior: to start from; None for an `EvaluateRequest` or a `SweepRequest`, which take none.
         """
+        if isinstance(request, SweepRequest):
+            # One worker at least is left to others, where there are two.
+            room = max(self._num_wanted - self._hosts.num_lent - 1, 1)
+            self._hosts.add(key, request, min(request.plan.config.concurrency or room, room))
+            return
         self._waiting.append(_Call(key, request, prior))
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Hands out what waits, and returns what has ended; after `timeout_s` at the latest."""
+        self._hosts.look()
+        self._fit()
         self._look_at_starting()
         self._fill()
         busy = [worker for worker in self._workers if worker.in_flight]
         heads = {worker.in_flight[0][0]: worker for worker in busy}
         starting = list(self._starting())
-        awaited = [*heads, *(starting if self._waiting else ())]
+        sweeps = self._hosts.calls
+        awaited = [*heads, *sweeps, *(starting if self._waiting else ())]
         if not awaited:
             if self._waiting:  # all workers wait to be started again
                 time.sleep(timeout_s)
             return []
         ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
         outcomes = [self._outcome(heads[ref], ref) for ref in ready if ref in heads]
+        ended = [self._hosts.ended(ref) for ref in ready if ref in sweeps]
+        outcomes += [Outcome(each.key, each.result, each.error, each.lost) for each in ended]
         for worker in busy:
             if not worker.in_flight:
                 continue
@@ -191,6 +210,8 @@ class RayPool:
 
     def abandon(self, key: str) -> None:
         """Forgets a call. A worker at work on it cannot be told to stop, so it is replaced."""
+        if self._hosts.abandon(key):
+            return
         self._waiting = deque(call for call in self._waiting if call.key != key)
         for worker in list(self._workers):
             if worker.in_flight and worker.in_flight[0][1].key == key:
@@ -237,6 +258,7 @@ class RayPool:
     def status(self, timeout_s: float = _STATUS_TIMEOUT_S) -> list[WorkerStatus]:
         """What the workers that answer are doing."""
         refs = [worker.handle.status.remote() for worker in list(self._workers) if worker.starting is None]
+        refs += [handle.status.remote() for handle in self._hosts.handles]
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         found = []
         for ref in ready:
@@ -255,7 +277,8 @@ class RayPool:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Ends all workers."""
+        """Ends all workers and sweeps."""
+        self._hosts.close()
         for worker in self._workers:
             ray.kill(worker.handle)
         self._workers = []

@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
 def report(
     subject: Annotated[
         str,
-        typer.Argument(metavar="FOLDER|JOB", help="Folder of a run, demo or adaptation; or studies/STUDY/jobs/ID."),
+        typer.Argument(
+            metavar="FOLDER|JOB", help="Folder of a run, demo, adaptation or sweep; or studies/STUDY/jobs/ID."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help=f"File to write; {PAGE} in the folder by default, of a job in this one.")
@@ -38,7 +40,7 @@ def report(
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Writes one HTML file about a run, a demo, an adaptation or a job.
+    """Writes one HTML file about a run, a demo, an adaptation, a sweep or a job.
 
     It needs no network and no scripts: curves, cells, the architecture posterior, cost, configuration, environment, and
     the SHA-256 of every file.
@@ -81,14 +83,19 @@ def _of_job(name: str, server: str | None, token: str | None) -> "Report":
     """A job's report, of its artifacts in a folder that is gone afterwards."""
     from coordinator.api.stubs import search_pb2 as pb
     from coordinator.html_report.collect import Manifest, Origin, collect
-    from coordinator.service_access import fetched
+    from coordinator.service_access import fetched, folder_of
 
-    def everything_of_an_adaptation(job: pb.Job) -> None:
-        if job.spec.WhichOneof("kind") != "adapt":
-            raise InvalidInputError(f"{name} is no adaptation; give an adapt job")
+    def everything_of_a_search(job: pb.Job) -> None:
+        if job.spec.WhichOneof("kind") not in ("adapt", "sweep"):
+            raise InvalidInputError(f"{name} is neither an adaptation nor a sweep; give such a job")
 
-    with fetched(name, server, token, everything_of_an_adaptation) as (job, folder):
-        listed = {each.name: Manifest(each.num_bytes, each.sha256) for each in job.artifacts}
+    with fetched(name, server, token, everything_of_a_search) as (job, folder):
+        listed = {
+            str((folder_of(each.name, job, folder) / each.name).relative_to(folder)): Manifest(
+                each.num_bytes, each.sha256
+            )
+            for each in job.artifacts
+        }
         began, ended = (
             stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC") for stamp in (job.start_time, job.end_time)
         )

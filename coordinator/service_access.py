@@ -4,7 +4,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import typer
@@ -30,6 +30,12 @@ def job_named(text: str) -> str | None:
     """The job that an argument names, as the client takes it; None where it names none."""
     found = _JOB.fullmatch(text)
     return None if found is None else found[1]
+
+
+def folder_of(artifact: str, job: pb.Job, out: Path) -> Path:
+    """Where an artifact goes: a prior, below `priors`, as in the folder of a run."""
+    is_prior = job.HasField("sweep_result") and PurePath(artifact).stem.isdecimal()
+    return out / "priors" if is_prior else out
 
 
 @contextmanager
@@ -66,7 +72,9 @@ def fetched(
                     raise AdaptationError(
                         f"{name} did not succeed, so there is nothing to fetch: metasearch result {name}"
                     )
-                client.download(name, folder, choose(job))
+                chosen = choose(job)
+                for artifact in [each.name for each in job.artifacts] if chosen is None else chosen:
+                    client.download(name, folder_of(artifact, job, folder), [artifact])
         except UnauthenticatedError as error:
             raise UnauthenticatedError(f"{error}; give --token or {TOKEN_VARIABLE}") from None
         except ForbiddenError as error:

@@ -16,57 +16,15 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from common.config import DatasetRef, Frozen, StudyConfig, explain
+from common.config import explain
 from common.errors import AdaptationError, ConflictError, CorruptArtifactError, NotFoundError
-from common.evaluate_config import EvaluateConfig
-from common.space.genotype import Genotype
 from common.storage import ArtifactFolder
-from common.sweep_config import SweepConfig
+from common.sweep_plan import SweepPlan
 from common.sweep_space import Values, configured
 
 PLAN, RESULT, BEST, BEST_FOLDER = "sweep.json", "result.json", "best.json", "best"
 
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
-
-
-class Candidate(Frozen):
-    """An architecture to train as a full network."""
-
-    genotype: Genotype
-    probability: float
-    """Of drawing exactly it from the posterior, 0 to 1."""
-
-
-class Architectures(Frozen):
-    """What two-fidelity search trains."""
-
-    candidates: tuple[Candidate, ...]
-    """Most probable first."""
-    recipe: EvaluateConfig
-    """Keeps validation images, which the choice is made on."""
-    data: DatasetRef
-
-
-class SweepPlan(Frozen):
-    """A sweep with everything resolved: a study to vary, or architectures to train."""
-
-    config: SweepConfig
-    study: StudyConfig | None = None
-    architectures: Architectures | None = None
-
-    @property
-    def most_rounds(self) -> int:
-        """Rounds (epochs) of the longest trial, as far as it is known."""
-        if self.architectures is not None:
-            return self.architectures.recipe.last_epoch
-        assert self.study is not None
-        swept = self.config.space.get("rounds")
-        return self.study.rounds if swept is None else max(int(end) for end in swept.ends)
-
-    @property
-    def unit(self) -> str:
-        """What trials are measured in."""
-        return "rounds" if self.architectures is None else "epochs"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,15 @@ from common.config import ClusterConfig, DatasetRef
 from common.errors import INTERRUPTED_EXIT_CODE, ConflictError, InvalidInputError
 from common.evaluate_config import PRESETS
 from common.storage import ArtifactFolder
-from common.sweep_config import base_study, read_sweep, validate_sweep
+from common.sweep_config import SweepConfig, base_study, read_sweep, validate_sweep
+from common.sweep_plan import Architectures, SweepPlan, check_kinds, sweep_recipe
 from common.sweep_space import check_space
+from coordinator.client_cli import connected
+from coordinator.service_access import ServerOption, TokenOption
+from coordinator.sweep_client_cli import JOB_PREFIX, posterior_file
 
 if TYPE_CHECKING:
-    from coordinator.sweep import SweepPlan, Trial
+    from coordinator.sweep import Trial
 
 # Torch, Ray and Tune wait until the command runs.
 
@@ -69,6 +74,8 @@ def sweep(
         str | None,
         typer.Option("--address", envvar="RAY_ADDRESS", help="Ray cluster: `auto`, or HOST:PORT. Else a local one."),
     ] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Tries many configurations of a study, each by the code of `metasearch train`, and keeps the best.
@@ -93,7 +100,7 @@ def sweep(
     from coordinator.sweep import PLAN, check_same_plan, read_plan, spent_s, store_plan, store_results
     from coordinator.tuning import check_installed, run_sweep
 
-    plan = _planned(file, study, given, overrides or []) if has_description else read_plan(folder)
+    plan = _planned(file, study, given, overrides or [], server, token) if has_description else read_plan(folder)
     check_installed(plan.config)
     if resume:
         check_same_plan(read_plan(folder), plan)
@@ -148,10 +155,15 @@ def _options(given: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(option, given[name]) for option, name in _ARCHITECTURE_OPTIONS.items()]
 
 
-def _planned(file: Path | None, study: str | None, given: Mapping[str, Any], overrides: Sequence[str]) -> "SweepPlan":
+def _planned(
+    file: Path | None,
+    study: str | None,
+    given: Mapping[str, Any],
+    overrides: Sequence[str],
+    server: str | None,
+    token: str | None,
+) -> SweepPlan:
     """What a file and options ask for, checked in full."""
-    from coordinator.sweep import SweepPlan
-
     tree = {} if file is None else read_sweep(file)
     base = tree.pop("study", None) if study is None else (tree.pop("study", None), study)[1]
     if given["of"] is not None and "space" in tree:
@@ -167,7 +179,7 @@ def _planned(file: Path | None, study: str | None, given: Mapping[str, Any], ove
         if base is not None:
             raise InvalidInputError("sweep: study has no meaning with [architectures]; leave it out")
         config = validate_sweep(tree)
-        return SweepPlan(config=config, architectures=_architectures(config))
+        return SweepPlan(config=config, architectures=_architectures(config, server, token))
     for name, value in _options(given):
         if value is not None:
             raise InvalidInputError(f"{name} goes with --architectures, or with [architectures] in the file")
@@ -179,24 +191,38 @@ def _planned(file: Path | None, study: str | None, given: Mapping[str, Any], ove
     return SweepPlan(config=config, study=resolved)
 
 
-def _architectures(config: Any) -> Any:
-    from coordinator.architectures import candidates_of, check_kinds, sweep_recipe
-    from coordinator.sweep import Architectures
+def _architectures(config: SweepConfig, server: str | None, token: str | None) -> Architectures:
+    from coordinator.architectures import candidates_of
     from workers.data.sources import SOURCES
 
     table = config.architectures
+    assert table is not None
     for name in ("of", "data"):
         if getattr(table, name) is None:
             option = "--architectures" if name == "of" else "--data"
             raise InvalidInputError(f"architectures.{name} is missing; add it, or {option}")
     recipe = sweep_recipe(table.recipe, table.overrides)
+    assert table.of is not None and table.data is not None
     source = str(Path(table.data).resolve()) if table.data not in SOURCES and Path(table.data).exists() else table.data
-    candidates = candidates_of(table.of, table.top)
+    with _posterior(table.of, server, token) as source_of_posterior:
+        candidates = candidates_of(source_of_posterior, table.top)
     check_kinds(candidates, recipe)
     return Architectures(candidates=candidates, recipe=recipe, data=DatasetRef(source=source, root=table.root))
 
 
-def _check_images(plan: "SweepPlan") -> None:
+@contextmanager
+def _posterior(source: str, server: str | None, token: str | None) -> Iterator[str]:
+    """A path to read the posterior from; that of a job is fetched first."""
+    if not source.startswith(JOB_PREFIX) or Path(source).exists():
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="metasearch-sweep-") as temporary:
+        with connected(server, token) as client:
+            path = posterior_file(client, source, Path(temporary))
+        yield path
+
+
+def _check_images(plan: SweepPlan) -> None:
     """Finds what is wrong with images before anything is started."""
     with _messages.status("Preparing images ..."):
         if plan.architectures is not None:
@@ -217,11 +243,10 @@ def _check_images(plan: "SweepPlan") -> None:
 
 def table_of(content: Mapping[str, Any]) -> Table:
     """A result's trials, best first."""
-    keys = content["keys"]
+    keys = [] if content["keys"] == ["architecture"] else content["keys"]
     has_tests = any("test" in row for row in content["trials"])
-    columns = ["trial", "state", content["unit"], content["metric"], "95 % interval", *keys]
-    if has_tests:
-        columns += ["test", "95 % interval", "parameters"]
+    columns = ["trial", "state", content["unit"], f"{content['metric']} (95 % interval)"]
+    columns += [*keys, *(["on test images", "parameters"] if has_tests else [])]
     table = Table(show_edge=False)
     for name in columns:
         table.add_column(escape(name), overflow="fold", no_wrap=name not in keys)
@@ -231,26 +256,19 @@ def table_of(content: Mapping[str, Any]) -> Table:
         key=lambda row: (row["trial"] != content["best"], row["value"] is None, sign * (row["value"] or 0.0)),
     )
     for row in order:
-        value = "" if row["value"] is None else f"{row['value']:.4f}"
-        cells = [str(row["trial"]), row["state"], str(row["rounds"]), value, _interval(row["interval_95"])]
+        value = "" if row["value"] is None else f"{row['value']:.3f}{_interval(row['interval_95'])}"
+        cells = [str(row["trial"]), row["state"], str(row["rounds"]), value]
         cells += [_written(row["values"][key]) for key in keys]
         if has_tests:
             test = row.get("test")
-            cells += (
-                ["", "", ""]
-                if test is None
-                else [
-                    f"{test['accuracy']:.4f}",
-                    _interval(test["interval_95"]),
-                    f"{test['num_params']:,}",
-                ]
-            )
+            accuracy = "" if test is None else f"{test['accuracy']:.3f}{_interval(test['interval_95'])}"
+            cells += [accuracy, "" if test is None else f"{test['num_params']:,}"]
         table.add_row(*(escape(cell) for cell in cells), style="bold" if row["trial"] == content["best"] else None)
     return table
 
 
 def _interval(limits: Sequence[float] | None) -> str:
-    return "" if limits is None else f"{limits[0]:.3f}-{limits[1]:.3f}"
+    return "" if limits is None else f" ({limits[0]:.3f}-{limits[1]:.3f})"
 
 
 def _written(value: Any) -> str:
@@ -264,7 +282,7 @@ def _is_open(trial: "Trial") -> bool:
 class _Bar:
     """Progress of a sweep: a bar on a terminal, else a line now and then."""
 
-    def __init__(self, plan: "SweepPlan") -> None:
+    def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._bar = Progress(
             TextColumn("Trials"),

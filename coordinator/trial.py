@@ -14,12 +14,14 @@ from common.artifacts import PriorStore
 from common.errors import CorruptArtifactError
 from common.messages import AdaptResult
 from common.storage import ArtifactFolder
+from common.sweep_plan import SweepPlan
 from common.sweep_space import Values, configured
 from coordinator import study
 from coordinator.experiment import Arm, accuracies, adapt_request, fresh_tasks
 from coordinator.local import LocalExecutor
 from coordinator.sinks import JsonLinesSink
-from coordinator.sweep import SweepPlan
+from workers.data.cache import cache_root
+from workers.data.fetch import fetch
 from workers.data.whole import load_whole
 from workers.evaluate import EvaluationPlan, evaluate, store_plan
 from workers.training import TrainProgress
@@ -155,6 +157,9 @@ class ArchitectureTrial:
     def __init__(self, plan: SweepPlan, index: int, folder: Path, device: torch.device) -> None:
         assert plan.architectures is not None
         chosen = plan.architectures
+        data = chosen.data
+        if chosen.file is not None:
+            data = data.model_copy(update={"source": str(fetch(chosen.file, cache_root()))})
         self._plan = plan
         self._folder = folder
         self._device = device
@@ -162,7 +167,7 @@ class ArchitectureTrial:
             name=f"architecture {index}",
             genotype=chosen.candidates[index].genotype,
             config=chosen.recipe,
-            data=chosen.data,
+            data=data,
         )
         store_plan(ArtifactFolder(folder), self._evaluation)
         self._curve: list[dict[str, Any]] = []

@@ -29,8 +29,9 @@ from ray.tune.stopper import Stopper
 
 from common.errors import MetaSearchError, UnavailableError
 from common.sweep_config import SweepConfig
+from common.sweep_plan import SweepPlan
 from common.sweep_space import Domain, Space, Values
-from coordinator.sweep import SweepPlan, Trial
+from coordinator.sweep import Trial
 from coordinator.trial import open_trial
 from workers.device import choose_device, use_single_thread
 

@@ -2,9 +2,9 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 
@@ -38,8 +38,9 @@ class WorkerStatus:
         pid: of its process.
         device: that it computes on.
         task_id: of the task or job at hand, None while idle.
-        steps_done: inner steps of that task, or epochs of a full network.
+        steps_done: inner steps of that task, epochs of a full network, or trials of a sweep that are over.
         interim: best found so far, for a job.
+        metrics: of a sweep, see `Progress` in search.proto.
     """
 
     name: str
@@ -48,6 +49,7 @@ class WorkerStatus:
     task_id: str | None
     steps_done: int
     interim: Interim | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class SearchWorker:

@@ -11,7 +11,7 @@ from grpc import aio
 
 from common.errors import InvalidInputError, NotFoundError
 from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request
+from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request, sweep_spec
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.transfer import (
@@ -117,6 +117,18 @@ class AsyncSearchClient(Connection):
         """See `SearchClient.evaluate`."""
         spec = evaluate_spec(await self._source(data), genotype, preset, overrides)
         return await self.submit(study, spec=spec, **options)
+
+    async def sweep(
+        self,
+        study: str,
+        config: Mapping[str, Any],
+        data: str | Path | pb.DataSource | None = None,
+        architectures: Sequence[tuple[str, float]] = (),
+        **options: Any,
+    ) -> pb.Job:
+        """See `SearchClient.sweep`."""
+        source = None if data is None else await self._source(data)
+        return await self.submit(study, spec=sweep_spec(config, source, architectures), **options)
 
     async def get_job(self, name: str) -> pb.Job:
         """See `SearchClient.get_job`."""

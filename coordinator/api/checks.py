@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from common.config import StudyConfig
 from common.derivation import check_feasible
 from common.errors import InvalidInputError
+from common.sweep_config import SweepConfig
+from common.sweep_space import check_space
 from common.tasks import DatasetFile
 from coordinator.api.errors import FieldError
 from coordinator.api.stubs import search_pb2 as pb
@@ -74,6 +76,14 @@ def check_sources(config: StudyConfig, prefixes: Sequence[str]) -> None:
                 ) from None
         if family.data.root is not None and not is_allowed(family.data.root, prefixes):
             raise FieldError(f"{field}.root", f"is not below an allowed URL, got {family.data.root[:200]!r}")
+
+
+def check_sweep(sweep: SweepConfig, config: StudyConfig, prefixes: Sequence[str]) -> None:
+    """A space has to fit the study, and no value of it may name images that the study itself could not."""
+    try:
+        check_space(sweep.space, config, sweep.seed, lambda varied: check_sources(varied, prefixes))
+    except InvalidInputError as error:
+        raise FieldError("spec.sweep.config.space", str(error).removeprefix("[space] ")) from None
 
 
 def allowed_file(url: str, prefixes: Sequence[str], field: str = "spec.adapt.data.url") -> DatasetFile:

@@ -25,7 +25,7 @@ from google.protobuf.message import Message
 from common.errors import InvalidInputError, NotFoundError
 from coordinator.api.async_client import AsyncSearchClient
 from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request
+from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request, sweep_spec
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.transfer import (
@@ -165,6 +165,27 @@ class SearchClient(Connection):
             **options: as in `submit`.
         """
         return self.submit(study, spec=evaluate_spec(self._source(data), genotype, preset, overrides), **options)
+
+    def sweep(
+        self,
+        study: str,
+        config: Mapping[str, Any],
+        data: str | Path | pb.DataSource | None = None,
+        architectures: Sequence[tuple[str, float]] = (),
+        **options: Any,
+    ) -> pb.Job:
+        """Submits a job that tries many configurations of the study, or trains several architectures.
+
+        Args:
+            study: `studies/{study}`.
+            config: fields of a sweep's TOML file, but `study`.
+            data: of architectures: images to train on, as in `submit`.
+            architectures: JSON and probability of each, where config has `architectures`; those of the study's latest
+                prior where there are none.
+            **options: as in `submit`.
+        """
+        source = None if data is None else self._source(data)
+        return self.submit(study, spec=sweep_spec(config, source, architectures), **options)
 
     def get_job(self, name: str) -> pb.Job:
         """A job by name."""

@@ -1,4 +1,4 @@
-"""Between the protocol's messages and our values; the only module that knows both. Checks all that comes in."""
+"""Between the protocol's messages and our values; with `sweeps` the only one to know both. Checks all that comes in."""
 
 import json
 import math
@@ -22,7 +22,8 @@ from common.space.released import RELEASED
 from common.tasks import DatasetFile, TaskChoice
 from coordinator.api.errors import FieldError
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.jobs import AdaptSpec, EvaluateSpec, FailureReason, Job, JobSpec, JobState, MetaTrainSpec
+from coordinator.api.sweeps import plain, sweep_message, sweep_result, sweep_spec
+from coordinator.jobs import AdaptSpec, EvaluateSpec, FailureReason, Job, JobSpec, JobState, MetaTrainSpec, SweepSpec
 from coordinator.store.records import DatasetRecord, Head, PriorPointer, Study
 
 ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -155,7 +156,7 @@ def study_config(request: pb.CreateStudyRequest) -> StudyConfig:
             raise FieldError("preset", f"must be one of {', '.join(preset_names())}, got {request.preset[:80]!r}")
         tree = preset_tree(request.preset)
     else:
-        tree = _plain(json_format.MessageToDict(request.config))
+        tree = plain(json_format.MessageToDict(request.config))
     try:
         apply_overrides(tree, list(request.overrides))
         return validate(tree)
@@ -173,12 +174,14 @@ def job_spec(spec: pb.JobSpec, config: StudyConfig) -> JobSpec:
     """
     kind = spec.WhichOneof("kind")
     if kind is None:
-        raise FieldError("spec.kind", "give adapt, meta_train or evaluate")
+        raise FieldError("spec.kind", "give adapt, meta_train, evaluate or sweep")
     try:
         if kind == "meta_train":
             return MetaTrainSpec(until_version=spec.meta_train.until_version or None)
         if kind == "evaluate":
             return _evaluate_spec(spec.evaluate)
+        if kind == "sweep":
+            return sweep_spec(spec.sweep)
         return _adapt_spec(spec.adapt, config)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -275,8 +278,15 @@ def _evaluate_spec(spec: pb.EvaluateSpec) -> EvaluateSpec:
     return EvaluateSpec(genotype=genotype, config=config, data=data)
 
 
-def with_file(spec: AdaptSpec | EvaluateSpec, name: str, file: DatasetFile) -> AdaptSpec | EvaluateSpec:
+def with_file(
+    spec: AdaptSpec | EvaluateSpec | SweepSpec, name: str, file: DatasetFile
+) -> AdaptSpec | EvaluateSpec | SweepSpec:
     """The same, with data that workers fetch."""
+    if isinstance(spec, SweepSpec):
+        assert spec.plan.architectures is not None
+        images = {"data": DatasetRef(source=name), "file": file}
+        chosen = spec.plan.architectures.model_copy(update=images)
+        return SweepSpec(plan=spec.plan.model_copy(update={"architectures": chosen}))
     if isinstance(spec, EvaluateSpec):
         return spec.model_copy(update={"data": spec.data.model_copy(update={"source": name}), "file": file})
     data = spec.choice.data.model_copy(update={"source": name})
@@ -366,6 +376,8 @@ def job_message(job: Job) -> pb.Job:
             message.adapt_result.CopyFrom(_adapt_result(summary))
         elif job.spec.kind == "evaluate":
             message.evaluate_result.CopyFrom(_evaluate_result(summary))
+        elif job.spec.kind == "sweep":
+            message.sweep_result.CopyFrom(sweep_result(summary))
         else:
             message.meta_train_result.CopyFrom(pb.MetaTrainResult(**summary))
     return message
@@ -414,6 +426,10 @@ def _spec_message(spec: JobSpec) -> pb.JobSpec:
                 overrides=_recipe_overrides(spec.config),
             )
         )
+    if isinstance(spec, SweepSpec):
+        chosen = spec.plan.architectures
+        data = None if chosen is None else _data_message(chosen.data.source, chosen.file)
+        return pb.JobSpec(sweep=sweep_message(spec, data))
     choice = spec.choice
     classes = choice.classes if isinstance(choice.classes, tuple) else ()
     message = pb.AdaptSpec(
@@ -459,12 +475,3 @@ def _json(genotype: Any) -> str:
 def _time(seconds: float) -> timestamp_pb2.Timestamp:
     whole = int(seconds)
     return timestamp_pb2.Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
-
-
-def _plain(value: Any) -> Any:
-    """JSON values of a Struct, whose numbers are all floating point: whole ones become integers again."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

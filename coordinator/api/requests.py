@@ -60,6 +60,18 @@ def evaluate_spec(
     return pb.JobSpec(evaluate=pb.EvaluateSpec(data=source, genotype_json=text, preset=preset, overrides=overrides))
 
 
+def sweep_spec(
+    config: Mapping[str, Any], source: pb.DataSource | None, architectures: Sequence[tuple[str, float]]
+) -> pb.JobSpec:
+    """A job that sweeps fields of its study's configuration, or trains architectures on `source`."""
+    struct = struct_pb2.Struct()
+    struct.update(json.loads(json.dumps(config)))
+    spec = pb.SweepSpec(config=struct, data=source)
+    for genotype_json, probability in architectures:
+        spec.architectures.add(genotype_json=genotype_json, probability=probability)
+    return pb.JobSpec(sweep=spec)
+
+
 def job_request(
     study: str,
     spec: pb.JobSpec,

@@ -23,13 +23,13 @@ from common.storage import ArtifactFolder
 from common.tasks import DatasetFile
 from coordinator.api import convert
 from coordinator.api.bridge import Changes, Commits
-from coordinator.api.checks import allowed_file, check_limits, check_sources, new_job
+from coordinator.api.checks import allowed_file, check_limits, check_sources, check_sweep, new_job
 from coordinator.api.errors import FieldError
 from coordinator.api.gatekeeper import answers, answers_stream
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.uploads import CHUNK_BYTES, Parts, read_header, receive
-from coordinator.jobs import EvaluateSpec, Job, JobSpec, MetaTrainSpec
+from coordinator.jobs import AdaptSpec, Job, JobSpec, MetaTrainSpec, SweepSpec
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import MAX_PAGE, JobStore
 from coordinator.store.records import DatasetRecord, Head, Quota, Study
@@ -324,7 +324,10 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         spec = convert.job_spec(message, config)
         if isinstance(spec, MetaTrainSpec):
             return spec
-        data = message.evaluate.data if isinstance(spec, EvaluateSpec) else message.adapt.data
+        if isinstance(spec, SweepSpec) and spec.plan.architectures is None:
+            await self._call(check_sweep, spec.plan.config, config, self._settings.allowed_urls)
+            return spec
+        data = getattr(message, spec.kind).data
         source = data.WhichOneof("source")
         field = f"spec.{spec.kind}.data"
         if source is None:
@@ -333,7 +336,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             if data.builtin not in SOURCES:
                 known = ", ".join(SOURCES)
                 raise FieldError(f"{field}.builtin", f"must be one of {known}, got {data.builtin[:80]!r}")
-            if isinstance(spec, EvaluateSpec):
+            if not isinstance(spec, AdaptSpec):
                 return spec
             known_data = next(
                 (family.data for family in config.families if family.data.source == spec.choice.data.source), None
@@ -349,7 +352,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         else:
             file = allowed_file(data.url, self._settings.allowed_urls, f"{field}.url")
             spec = convert.with_file(spec, data.url, file)
-        if isinstance(spec, EvaluateSpec):
+        if not isinstance(spec, AdaptSpec):
             return spec
         check_limits(spec, config)
         if spec.prior_version is not None:

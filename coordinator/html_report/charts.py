@@ -256,6 +256,49 @@ def path_chart(caption: str, x_label: str, y_label: str, names: Sequence[str], p
     )
 
 
+def scatter_chart(
+    caption: str,
+    x_label: str,
+    y_label: str,
+    names: Sequence[str],
+    points: NDArray[np.float64],
+    marked: int | None = None,
+    categories: Sequence[str] = (),
+) -> Markup:
+    """Points in a plane, one of them marked by colour and shape.
+
+    Args:
+        caption: what is shown.
+        x_label: of the first coordinate.
+        y_label: of the second.
+        names: one per point.
+        points: (num_points, 2), at least one.
+        marked: which one is marked.
+        categories: names of the first coordinate's values 0, 1, ...; numbers are written where there are none.
+    """
+    low_x, high_x = (-0.5, len(categories) - 0.5) if categories else _span(points[:, 0].tolist())
+    low_y, high_y = _span(points[:, 1].tolist())
+    across, up = _scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - 8), _scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
+    parts = [_axes(nice_ticks(low_y, high_y), up, significant, y_label)]
+    if categories:
+        parts += _ticks_below([], across, x_label)
+        room = max(int((WIDTH - LEFT - RIGHT) / len(categories) / 6), 2)  # characters
+        for index, name in enumerate(categories):
+            text = name if len(name) <= room else name[: room - 1] + "\N{HORIZONTAL ELLIPSIS}"
+            y = HEIGHT - BOTTOM + 15
+            parts.append(element("text", text, x=across(index), y=y, text_anchor="middle", class_="tick"))
+    else:
+        parts += _ticks_below(nice_ticks(low_x, high_x), across, x_label)
+    order = [index for index in range(len(names)) if index != marked]
+    for index in [*order, *([] if marked is None else [marked])]:
+        x, y = points[index]
+        title = element("title", f"{names[index]}: {significant(float(y))}")
+        kind = 1 if index == marked else 0
+        parts.append(element("g", title, _marker(across(float(x)), up(float(y)), 2 * kind, kind)))
+    legend = [] if marked is None else [(f"best ({names[marked]})", _swatch(_marker(14.0, 7.0, 2, 1)))]
+    return figure(caption, _svg(f"{caption}: {y_label} over {x_label}", WIDTH, HEIGHT, *parts), legend, None)
+
+
 def figure(caption: Content, drawing: Markup, legend: Sequence[tuple[str, Markup]], data: Markup | None) -> Markup:
     """A drawing with what belongs to it."""
     entries = [element("li", swatch, element("span", name)) for name, swatch in legend]

@@ -23,15 +23,17 @@ from common.storage import ArtifactFolder
 from common.telemetry import ROUND_METRICS, metric_name
 from coordinator.html_report.charts import evenly
 from coordinator.html_report.pca import Components, principal_components
+from coordinator.html_report.sweeps import SweepTable, is_sweep, sweep_table
 
 if TYPE_CHECKING:
     from common.meta.prior import Prior
 
-Kind = Literal["run", "demo", "adaptation"]
+Kind = Literal["run", "demo", "adaptation", "sweep"]
 State = Literal["intact", "altered", "missing", "unlisted", "withheld"]
 Probabilities = Mapping[str, NDArray[np.float64]]
 
 CONFIG, ROUNDS, LOG, RESULT, MANIFEST = "config.json", "rounds.jsonl", "train.log", "result.json", "manifest.json"
+BEST, BEST_TRIAL = "best.json", "best"  # of a sweep
 ADAPTATION = "adapt"  # where `metasearch adapt` leaves its results in a run's folder
 DEMO_PRIORS = "service/artifacts/tenants/local/studies/demo/priors"
 MOST_HEATMAPS = 6  # versions shown
@@ -157,6 +159,7 @@ class Report:
         facts: further values of an adaptation by name, such as its prior.
         files: all files, by name.
         notes: what could not be read, one sentence each.
+        sweep: its trials; all else is then of the best one.
     """
 
     kind: Kind
@@ -182,6 +185,7 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[StoredFile, ...] = ()
     notes: tuple[str, ...] = ()
+    sweep: SweepTable | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +217,8 @@ def collect(folder: Path, origin: Origin | None = None, leave_out: Path | None =
     if not folder.is_dir():
         raise NotFoundError(f"there is no folder {folder}; give the folder of a run, a demo or an adaptation")
     files = _files(folder, origin, leave_out)
+    if (folder / RESULT).is_file() and is_sweep(_json(folder / RESULT)):
+        return _sweep(folder, origin, files)
     if (folder / CONFIG).is_file():
         return _run(folder, origin, files)
     if not (folder / RESULT).is_file():
@@ -259,6 +265,28 @@ def _run(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
         config=config,
         files=files,
         notes=priors.notes,
+    )
+
+
+def _sweep(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
+    """A sweep, with what its best trial's run holds: in `best`, or in the folder itself where a job's was fetched."""
+    content = _json(folder / RESULT)
+    try:
+        table = sweep_table(content)
+        seconds = {"all trials": float(content["seconds"])}
+        genotype = _json(folder / BEST).get("genotype") if (folder / BEST).is_file() else None
+        found = (
+            None if genotype is None else Found(_genotype(genotype), f"The best architecture, of trial {table.best}.")
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidInputError) as error:
+        raise CorruptArtifactError(
+            f"{folder / RESULT} is not a result of metasearch sweep ({type(error).__name__}: {error}); compute it again"
+        ) from None
+    run = next((place for place in (folder / BEST_TRIAL, folder) if (place / CONFIG).is_file()), None)
+    best = Report(kind="sweep", name="", found=found) if run is None else _run(run, Origin(origin.name), ())
+    ended = origin.ended or _modified(folder / RESULT)
+    return replace(
+        best, kind="sweep", name=origin.name, began=origin.began, ended=ended, seconds=seconds, files=files, sweep=table
     )
 
 

@@ -29,6 +29,7 @@ from coordinator.html_report.charts import (
 from coordinator.html_report.collect import Accuracy, Kind, Report, StoredFile, flattened
 from coordinator.html_report.markup import Content, Markup, element, joined
 from coordinator.html_report.pca import Components
+from coordinator.html_report.sweeps import sweep_section
 
 LEAST_TOP = 0.5  # probability of a heatmap's darkest field at least: an undecided posterior should look pale
 
@@ -36,6 +37,7 @@ _KINDS: Mapping[Kind, str] = {
     "run": "Meta-training run",
     "demo": "Demo",
     "adaptation": "Adaptation to one task",
+    "sweep": "Sweep",
 }
 _STATES: Mapping[str, str] = {
     "intact": "\N{CHECK MARK} as its manifest says",
@@ -59,6 +61,7 @@ def page(report: Report) -> str:
     """A report as an HTML document."""
     sections = (
         ("summary", "Summary", _summary(report)),
+        *([] if report.sweep is None else [("trials", "Trials", sweep_section(report.sweep))]),
         ("curves", "Learning curves", _curves(report)),
         ("cells", "Cells", _cells(report)),
         ("posterior", "Architecture posterior", _posterior(report)),
@@ -174,6 +177,8 @@ def _summary(report: Report) -> Markup:
     if report.ended is not None:
         facts.append(("Ended", report.ended))
     facts += [(f"Took ({name})", duration(value)) for name, value in report.seconds.items()]
+    if report.sweep is not None:
+        facts += report.sweep.summary.items()
     if report.config is not None and report.kind == "run":
         done = int(report.rounds[-1]["prior_version"]) if report.rounds else max(report.versions, default=0)
         facts.append(("Rounds", f"{done} of {report.config.rounds}"))

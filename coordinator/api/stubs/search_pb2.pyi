@@ -186,15 +186,27 @@ class EvaluateSpec(_message.Message):
     overrides: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, data: _Optional[_Union[DataSource, _Mapping]] = ..., genotype_json: _Optional[str] = ..., preset: _Optional[str] = ..., overrides: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class SweepSpec(_message.Message):
+    __slots__ = ("config", "architectures", "data")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    config: _struct_pb2.Struct
+    architectures: _containers.RepeatedCompositeFieldContainer[ScoredGenotype]
+    data: DataSource
+    def __init__(self, config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., architectures: _Optional[_Iterable[_Union[ScoredGenotype, _Mapping]]] = ..., data: _Optional[_Union[DataSource, _Mapping]] = ...) -> None: ...
+
 class JobSpec(_message.Message):
-    __slots__ = ("adapt", "meta_train", "evaluate")
+    __slots__ = ("adapt", "meta_train", "evaluate", "sweep")
     ADAPT_FIELD_NUMBER: _ClassVar[int]
     META_TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    SWEEP_FIELD_NUMBER: _ClassVar[int]
     adapt: AdaptSpec
     meta_train: MetaTrainSpec
     evaluate: EvaluateSpec
-    def __init__(self, adapt: _Optional[_Union[AdaptSpec, _Mapping]] = ..., meta_train: _Optional[_Union[MetaTrainSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ...) -> None: ...
+    sweep: SweepSpec
+    def __init__(self, adapt: _Optional[_Union[AdaptSpec, _Mapping]] = ..., meta_train: _Optional[_Union[MetaTrainSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ..., sweep: _Optional[_Union[SweepSpec, _Mapping]] = ...) -> None: ...
 
 class ScoredGenotype(_message.Message):
     __slots__ = ("genotype_json", "probability")
@@ -319,6 +331,40 @@ class EvaluateResult(_message.Message):
     learning_curve: _containers.RepeatedCompositeFieldContainer[EpochRecord]
     def __init__(self, genotype_json: _Optional[str] = ..., accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., num_test: _Optional[int] = ..., num_params: _Optional[int] = ..., num_macs: _Optional[int] = ..., epochs: _Optional[int] = ..., ended_by: _Optional[str] = ..., train_s: _Optional[float] = ..., learning_curve: _Optional[_Iterable[_Union[EpochRecord, _Mapping]]] = ...) -> None: ...
 
+class SweepTrial(_message.Message):
+    __slots__ = ("number", "state", "values_json", "rounds", "value", "low", "high", "failure")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_JSON_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    state: str
+    values_json: str
+    rounds: int
+    value: float
+    low: float
+    high: float
+    failure: str
+    def __init__(self, number: _Optional[int] = ..., state: _Optional[str] = ..., values_json: _Optional[str] = ..., rounds: _Optional[int] = ..., value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., failure: _Optional[str] = ...) -> None: ...
+
+class SweepResult(_message.Message):
+    __slots__ = ("metric", "trials", "best", "best_json", "seconds")
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    TRIALS_FIELD_NUMBER: _ClassVar[int]
+    BEST_FIELD_NUMBER: _ClassVar[int]
+    BEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    metric: str
+    trials: _containers.RepeatedCompositeFieldContainer[SweepTrial]
+    best: int
+    best_json: str
+    seconds: float
+    def __init__(self, metric: _Optional[str] = ..., trials: _Optional[_Iterable[_Union[SweepTrial, _Mapping]]] = ..., best: _Optional[int] = ..., best_json: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class Progress(_message.Message):
     __slots__ = ("done", "total", "accuracy", "genotype_json", "metrics")
     class MetricsEntry(_message.Message):
@@ -349,7 +395,7 @@ class Failure(_message.Message):
     def __init__(self, reason: _Optional[_Union[FailureReason, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("name", "spec", "state", "priority", "needs_gpu", "paused", "attempt", "create_time", "start_time", "end_time", "progress", "note", "failure", "adapt_result", "meta_train_result", "evaluate_result", "artifacts")
+    __slots__ = ("name", "spec", "state", "priority", "needs_gpu", "paused", "attempt", "create_time", "start_time", "end_time", "progress", "note", "failure", "adapt_result", "meta_train_result", "evaluate_result", "sweep_result", "artifacts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -366,6 +412,7 @@ class Job(_message.Message):
     ADAPT_RESULT_FIELD_NUMBER: _ClassVar[int]
     META_TRAIN_RESULT_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_RESULT_FIELD_NUMBER: _ClassVar[int]
+    SWEEP_RESULT_FIELD_NUMBER: _ClassVar[int]
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     spec: JobSpec
@@ -383,8 +430,9 @@ class Job(_message.Message):
     adapt_result: AdaptResult
     meta_train_result: MetaTrainResult
     evaluate_result: EvaluateResult
+    sweep_result: SweepResult
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
-    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., priority: _Optional[int] = ..., needs_gpu: _Optional[bool] = ..., paused: _Optional[bool] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., note: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., adapt_result: _Optional[_Union[AdaptResult, _Mapping]] = ..., meta_train_result: _Optional[_Union[MetaTrainResult, _Mapping]] = ..., evaluate_result: _Optional[_Union[EvaluateResult, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., priority: _Optional[int] = ..., needs_gpu: _Optional[bool] = ..., paused: _Optional[bool] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., note: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., adapt_result: _Optional[_Union[AdaptResult, _Mapping]] = ..., meta_train_result: _Optional[_Union[MetaTrainResult, _Mapping]] = ..., evaluate_result: _Optional[_Union[EvaluateResult, _Mapping]] = ..., sweep_result: _Optional[_Union[SweepResult, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("parent", "spec", "request_id", "validate_only", "priority", "needs_gpu", "queue_timeout_s", "max_attempts")
