@@ -331,23 +331,27 @@ def _show(front: "Front") -> None:
     for each in front.adapted:
         adapted.add_row(f"{each.weight:g}", f"{each.expected:,.4g}", f"{each.accuracy:.3f}")
     _messages.print(adapted)
-    table = Table(
-        "", "parameters", "MACs", "ms", "probability", "accuracy", "95 % interval", "found by", show_edge=False
-    )
+    is_trained = front.points[0].accuracy is not None
+    latency = [] if front.points[0].latency_ms is None else ["ms"]
+    quality = ["accuracy", "95 % interval"] if is_trained else ["log prob."]
+    table = Table("", "parameters", "MACs", *latency, *quality, "weight, limit", show_edge=False)
+    for column in table.columns[1:-1]:
+        column.justify = "right"
     for point in front.points:
-        interval = point.interval_95
-        origins = "; ".join(
-            f"weight {origin.weight:g}, " + ("no limit" if origin.limit is None else f"limit {origin.limit:.6g}")
-            for origin in point.origins
-        )
+        low, high = point.interval_95 or (0.0, 0.0)
+        origin = point.origins[0]
+        ways = f"{origin.weight:g}, " + ("none" if origin.limit is None else f"{origin.limit:.4g}")
+        more = len(point.origins) - 1
         table.add_row(
-            "dominated" if point.is_dominated else "front",
+            "-" if point.is_dominated else "best",
             f"{point.num_params:,}",
             f"{point.num_macs:,}",
-            "-" if point.latency_ms is None else f"{point.latency_ms:.3f}",
-            f"{point.probability:.3g}",
-            "-" if point.accuracy is None else f"{point.accuracy:.4f}",
-            "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
-            origins,
+            *([] if point.latency_ms is None else [f"{point.latency_ms:.3f}"]),
+            *(
+                [f"{point.accuracy:.4f}", f"{low:.3f}-{high:.3f}"]
+                if point.accuracy is not None
+                else [f"{np.log(max(point.probability, np.finfo(np.float64).tiny)):.2f}"]
+            ),
+            ways + (f" (+{more})" if more else ""),
         )
     _messages.print(table)

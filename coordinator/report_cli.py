@@ -32,7 +32,9 @@ def register(app: typer.Typer) -> None:
 def report(
     subject: Annotated[
         str,
-        typer.Argument(metavar="FOLDER|JOB", help="Folder of a run, demo or adaptation; or studies/STUDY/jobs/ID."),
+        typer.Argument(
+            metavar="FOLDER|JOB", help="Folder of a run, demo, adaptation or front; or studies/STUDY/jobs/ID."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help=f"File to write; {PAGE} in the folder by default, of a job in this one.")
