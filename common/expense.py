@@ -8,6 +8,9 @@ from common.cost import cost_model
 from common.errors import InvalidInputError
 from common.latency import NS_PER_MS, OpKey, latency_terms, misfit
 from common.nn.counting import full_cost_model
+from common.space.genotype import EDGES_PER_NODE
+from common.space.primitives import NONE
+from common.space.topology import NUM_CELL_INPUTS
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,18 @@ def expense_of(
     if penalty.measure == "params":
         return Expense(model.constant.num_params, {key: cost.num_params for key, cost in model.ops.items()})
     return Expense(model.constant.num_macs, {key: cost.num_macs for key, cost in model.ops.items()})
+
+
+def smallest(expense: Expense, space: SpaceConfig) -> float:
+    """The least that a genotype with two ops per node costs."""
+    total = expense.constant
+    for kind in space.cell_kinds:
+        for node in range(space.num_nodes):
+            costs = [
+                expense.ops[kind, source < NUM_CELL_INPUTS, name]
+                for source in range(NUM_CELL_INPUTS + node)
+                for name in space.ops
+                if name != NONE
+            ]
+            total += sum(sorted(costs)[:EDGES_PER_NODE])
+    return total

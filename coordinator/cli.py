@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from common.config import DatasetRef, StudyConfig
 from common.errors import (
     INTERRUPTED_EXIT_CODE,
     ConflictError,
@@ -22,8 +21,16 @@ from common.errors import (
 )
 from common.loading import load, preset_names, with_adapt_overrides
 from common.space.genotype import DerivationRule
-from common.tasks import TaskChoice, validate_choice
-from coordinator import client_cli, evaluate_cli, network_cli, profile_cli, report_cli, serving_cli, sweep_cli
+from coordinator import (
+    client_cli,
+    evaluate_cli,
+    network_cli,
+    pareto_cli,
+    profile_cli,
+    report_cli,
+    serving_cli,
+    sweep_cli,
+)
 from coordinator.limit_options import (
     LatencyTableOption,
     MaxLatencyOption,
@@ -54,6 +61,7 @@ network_cli.register(app)
 evaluate_cli.register(app)
 sweep_cli.register(app)
 profile_cli.register(app)
+pareto_cli.register(app)
 report_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
@@ -214,6 +222,7 @@ def adapt(
     from coordinator.adaptation import store_result
     from coordinator.driver import open_session
     from coordinator.experiment import Arm, adapt_request
+    from coordinator.task_options import choice_of
     from workers.data.choice import task_of
     from workers.data.episodes import load_episode
     from workers.inherit import fine_tune_request, ready_network
@@ -227,7 +236,7 @@ def adapt(
     store = PriorStore(run)
     config = with_adapt_overrides(store.load_config(), overrides or [])
     prior = store.load(version)
-    choice = _choice(config, data, root, classes, image_size, train_per_class, test_per_class, seed)
+    choice = choice_of(config, data, root, classes, image_size, train_per_class, test_per_class, seed)
     task = task_of(choice, config, TASK_ID)
     check_feasible(limits, config.space, config.network, task.image_size, len(task.classes))
     inner = config.adapt if steps is None else config.adapt.model_copy(update={"steps": steps})
@@ -400,45 +409,6 @@ def data_prepare(
     )
     for name in summary.skipped:
         _messages.print(f"left out, unreadable: {name}", soft_wrap=True)
-
-
-def _choice(
-    config: StudyConfig,
-    data: str,
-    root: str | None,
-    classes: str | None,
-    image_size: int | None,
-    train_per_class: int | None,
-    test_per_class: int,
-    seed: int,
-) -> TaskChoice:
-    """The task that options choose."""
-    from workers.data.sources import SOURCES
-
-    known = next((family.data for family in config.families if family.data.source == data), None)
-    if known is not None:  # the same split into seen and unseen classes as in meta-training
-        reference = known.model_copy(update={"root": root or known.root})
-    else:
-        # An absolute path means the same to workers on other machines, where the folder is shared.
-        source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
-        reference = DatasetRef(source=source, root=root)
-    return validate_choice(
-        {
-            "data": reference,
-            "classes": _classes(classes),
-            "image_size": config.families[0].image_size if image_size is None else image_size,
-            "train_per_class": train_per_class,
-            "test_per_class": test_per_class,
-            "seed": seed,
-        }
-    )
-
-
-def _classes(text: str | None) -> tuple[str, ...] | int | None:
-    if text is None:
-        return None
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    return int(names[0]) if len(names) == 1 and names[0].isdecimal() else names
 
 
 def _curve_table(evaluations: Any) -> Table:

@@ -139,12 +139,12 @@ class _Session:
             plan = self.plan.model_copy(update={"name": f"random {index}", "genotype": genotype, "num_random": 0})
             plans.append((plan, ArtifactFolder(f"{self.folder.url}/random-{index}")))
         results: list[dict[str, Any]] = []
-        with _asked_to_stop() as should_stop:
+        with asked_to_stop() as should_stop:
             for plan, folder in plans:
                 # Done before a stop; the first one is looked at again, as its budget may have been raised.
                 result = stored_result(folder) if plan is not self.plan else None
                 if result is None or result["config"] != plan.config.model_dump(mode="json"):
-                    with _Bar(plan.name, quiet=self.group.rank > 0) as bar:
+                    with TrainBar(plan.name, quiet=self.group.rank > 0) as bar:
                         result = run_evaluation(plan, folder, self.device, self.group, bar.show, should_stop)
                 if result is None:
                     return None
@@ -152,7 +152,7 @@ class _Session:
         return results
 
 
-class _Bar:
+class TrainBar:
     """Progress of a training: a bar on a terminal, else a line now and then."""
 
     def __init__(self, label: str, quiet: bool) -> None:
@@ -174,7 +174,7 @@ class _Bar:
         self._first: int | None = None
         self._started_s = self._last_line_s = time.monotonic()
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "TrainBar":
         self._bar.start()
         return self
 
@@ -203,7 +203,7 @@ class _Bar:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[Any]:
+def asked_to_stop() -> Iterator[Any]:
     """Whether Ctrl-C or SIGTERM came; a second Ctrl-C stops at once."""
     asked = is_said = False
 

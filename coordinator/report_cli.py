@@ -30,7 +30,7 @@ def report(
     subject: Annotated[
         str,
         typer.Argument(
-            metavar="FOLDER|JOB", help="Folder of a run, demo, adaptation or sweep; or studies/STUDY/jobs/ID."
+            metavar="FOLDER|JOB", help="Folder of a run, demo, adaptation, sweep or front; or studies/STUDY/jobs/ID."
         ),
     ],
     out: Annotated[

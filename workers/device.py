@@ -54,8 +54,8 @@ def elapsed_ms(device: torch.device, call: Callable[[], object], num_calls: int 
 
     On a CPU with one thread these are the thread's own: what other programs take of the core meanwhile would count
     against long calls, and hardly ever against short ones. With more threads it is the time on the clock.
-    On a GPU they are between two events of the stream: neither what was queued before nor the host's way back counts. A single
-    short kernel would be lost in the time between launches, several calls in a row keep the queue filled.
+    On a GPU they are between two events of the stream: neither what was queued before nor the host's way back counts.
+    A single short kernel would be lost in the time between launches, several calls in a row keep the queue filled.
     """
     if device.type != "cuda":
         clock_s = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter

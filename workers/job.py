@@ -331,7 +331,7 @@ def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy": evaluations[-1]["accuracy"],
         "num_params": content["network"]["num_params"],
         "num_macs": content["network"]["num_macs"],
-        "latency_ms": content["network"].get("latency_ms"),
+        **{name: value for name, value in content["network"].items() if name == "latency_ms"},
         "entropy_nats": content["architecture_posterior"]["entropy_nats"],
         "evaluations": evaluations,
         "prior_version": content["prior"]["version"],

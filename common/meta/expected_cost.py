@@ -46,7 +46,12 @@ class ExpectedCost:
     def relative(self, logits: Float[Tensor, "kind edge primitive"]) -> Float[Tensor, ""]:
         """E[cost] / target."""
         topology = self.space.topology
-        log_p = log_probabilities(logits, topology, self.space.normalisation).index_select(-1, self.columns)
+        log_p = logits
+        if self.space.normalisation == "edge":
+            log_p = log_probabilities(logits, topology, "edge")
+        # Per node, logits are logarithms up to a constant that renormalising takes away: what is left out is without a
+        # gradient then, not with a rounding error that Adam would scale up.
+        log_p = log_p.index_select(-1, self.columns)
         total = logits.new_zeros(())
         for node, costs in enumerate(self.costs):
             edges = topology.edges_into(node)

@@ -256,6 +256,67 @@ def path_chart(caption: str, x_label: str, y_label: str, names: Sequence[str], p
     )
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A point of a scatter chart.
+
+    Attributes:
+        x, y: its place; NaN is not drawn.
+        low: lower limit of y; None where there is none.
+        high: upper limit.
+        is_first: of the first of the chart's two groups, which a line joins.
+    """
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    is_first: bool
+
+
+def front_chart(
+    caption: str,
+    x_label: str,
+    y_label: str,
+    marks: Sequence[Mark],
+    groups: tuple[str, str],
+    written: Formatter = significant,
+) -> Markup:
+    """Points with bars, in two groups; a line of steps joins the first one: the most that any x reaches.
+
+    Args:
+        caption: what is shown.
+        x_label: of the first coordinate.
+        y_label: of the second, with the unit.
+        marks: at least one, by ascending x.
+        groups: names of both.
+        written: how values of y are written.
+    """
+    heights = [value for mark in marks for value in (mark.y, mark.low, mark.high) if value is not None]
+    low_x, high_x = _span([mark.x for mark in marks])
+    low_y, high_y = _span(heights)
+    across, up = _scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - 8), _scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
+    ticks = [tick for tick in nice_ticks(low_y, high_y) if low_y <= tick <= high_y]
+    places = [tick for tick in nice_ticks(low_x, high_x) if low_x <= tick <= high_x]
+    parts = [_axes(ticks, up, written, y_label), *_ticks_below(places, across, x_label)]
+    joined_up: list[tuple[float, float]] = []
+    for mark in (mark for mark in marks if mark.is_first and math.isfinite(mark.y)):
+        x, y = across(mark.x), up(mark.y)
+        joined_up += [(x, joined_up[-1][1]), (x, y)] if joined_up else [(x, y)]
+    if len(joined_up) > 1:
+        parts.append(element("polyline", points=_points(joined_up), class_="s0 line"))
+    for mark in (mark for mark in marks if math.isfinite(mark.y)):
+        group = 0 if mark.is_first else 1
+        x = across(mark.x)
+        title = f"{groups[group]}: {significant(mark.x)}, {written(mark.y)}"
+        drawn = [element("title", title), _marker(x, up(mark.y), group, group)]
+        if mark.low is not None and mark.high is not None:
+            drawn.insert(1, element("line", x1=x, x2=x, y1=up(mark.low), y2=up(mark.high), class_=f"marker s{group}"))
+        parts.append(element("g", *drawn))
+    legend = [(name, _swatch(_marker(14.0, 7.0, index, index))) for index, name in enumerate(groups)]
+    return figure(caption, _svg(f"{caption}: {y_label} over {x_label.lower()}", WIDTH, HEIGHT, *parts), legend, None)
+
+
 def scatter_chart(
     caption: str,
     x_label: str,

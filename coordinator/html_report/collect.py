@@ -24,17 +24,19 @@ from common.telemetry import ROUND_METRICS, metric_name
 from coordinator.html_report.charts import evenly
 from coordinator.html_report.pca import Components, principal_components
 from coordinator.html_report.sweeps import SweepTable, is_sweep, sweep_table
+from coordinator.pareto import FRONT, Front, read_front
 
 if TYPE_CHECKING:
     from common.meta.prior import Prior
 
-Kind = Literal["run", "demo", "adaptation", "sweep"]
+Kind = Literal["run", "demo", "adaptation", "sweep", "front"]
 State = Literal["intact", "altered", "missing", "unlisted", "withheld"]
 Probabilities = Mapping[str, NDArray[np.float64]]
 
 CONFIG, ROUNDS, LOG, RESULT, MANIFEST = "config.json", "rounds.jsonl", "train.log", "result.json", "manifest.json"
 BEST, BEST_TRIAL = "best.json", "best"  # of a sweep
 ADAPTATION = "adapt"  # where `metasearch adapt` leaves its results in a run's folder
+PARETO = "pareto"  # likewise `metasearch pareto`
 DEMO_PRIORS = "service/artifacts/tenants/local/studies/demo/priors"
 MOST_HEATMAPS = 6  # versions shown
 MOST_COMPONENTS = 64  # versions whose weights are in memory together
@@ -160,6 +162,7 @@ class Report:
         files: all files, by name.
         notes: what could not be read, one sentence each.
         sweep: its trials; all else is then of the best one.
+        front: networks under several limits.
     """
 
     kind: Kind
@@ -186,6 +189,7 @@ class Report:
     files: tuple[StoredFile, ...] = ()
     notes: tuple[str, ...] = ()
     sweep: SweepTable | None = None
+    front: Front | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +225,11 @@ def collect(folder: Path, origin: Origin | None = None, leave_out: Path | None =
         return _sweep(folder, origin, files)
     if (folder / CONFIG).is_file():
         return _run(folder, origin, files)
+    if (folder / FRONT).is_file():
+        front = read_front(ArtifactFolder(folder))
+        ended = origin.ended or _modified(folder / FRONT)
+        facts = {"prior": front.prior}
+        return Report("front", origin.name, origin.began, ended, facts=facts, files=files, front=front)
     if not (folder / RESULT).is_file():
         raise NotFoundError(
             f"{folder} holds neither {CONFIG} nor {RESULT}; give the folder of a run (metasearch train --run), a demo, "
@@ -265,6 +274,7 @@ def _run(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
         config=config,
         files=files,
         notes=priors.notes,
+        front=read_front(ArtifactFolder(folder / PARETO)) if (folder / PARETO / FRONT).is_file() else None,
     )
 
 

@@ -27,6 +27,7 @@ from coordinator.html_report.charts import (
     stacked_bars,
 )
 from coordinator.html_report.collect import Accuracy, Kind, Report, StoredFile, flattened
+from coordinator.html_report.front import front_section
 from coordinator.html_report.markup import Content, Markup, element, joined
 from coordinator.html_report.pca import Components
 from coordinator.html_report.sweeps import sweep_section
@@ -38,6 +39,7 @@ _KINDS: Mapping[Kind, str] = {
     "demo": "Demo",
     "adaptation": "Adaptation to one task",
     "sweep": "Sweep",
+    "front": "Pareto front of one prior",
 }
 _STATES: Mapping[str, str] = {
     "intact": "\N{CHECK MARK} as its manifest says",
@@ -59,9 +61,11 @@ _DARK = "--paper:#14171b;--raised:#20252b;--ink:#e8eaed;--muted:#a5adb7;--rule:#
 
 def page(report: Report) -> str:
     """A report as an HTML document."""
+    front = () if report.front is None else (("front", "Cost and quality", front_section(report.front)),)
     sections = (
         ("summary", "Summary", _summary(report)),
         *([] if report.sweep is None else [("trials", "Trials", sweep_section(report.sweep))]),
+        *front,
         ("curves", "Learning curves", _curves(report)),
         ("cells", "Cells", _cells(report)),
         ("posterior", "Architecture posterior", _posterior(report)),
@@ -71,6 +75,8 @@ def page(report: Report) -> str:
         ("environment", "Environment", _environment(report)),
         ("provenance", "Provenance", _provenance(report)),
     )
+    if report.kind == "front":  # the rest is in the run's report
+        sections = (sections[0], *front, sections[-1])
     title = f"{report.name}: {_KINDS[report.kind].lower()}"
     links = [element("a", name, href=f"#{key}") for key, name, _ in sections]
     body = element(

@@ -17,7 +17,9 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from reference.gateway import Gateway, PlayedCoordinator, running, until
+from reference.latency_tables import latency_table
 
+from common.derivation import Limits
 from common.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -26,6 +28,8 @@ from common.errors import (
     NotFoundError,
     QuotaError,
 )
+from common.latency import LatencyTable
+from common.space.primitives import NONE, PROFILES
 from coordinator.api import connection
 from coordinator.api.client import SearchClient
 from coordinator.api.errors import DETAILS_KEY, DOMAIN, FieldError
@@ -35,6 +39,11 @@ from coordinator.api.transfer import packed, upload_header, upload_parts
 from coordinator.jobs import FailureReason
 
 STUDY = "studies/mine"
+
+# Of the preset's space. Every op takes 0.4 ms, 2 of 2 nodes in 5 cells, and all else 1 ms: 9 ms whatever is kept.
+OPS = tuple(name for name in PROFILES["base"] if name != NONE)
+TABLE = latency_table(OPS, lambda name, shape: 0.4).to_json()
+FOUR_NODES = latency_table(OPS, lambda name, shape: 0.4, num_nodes=4).to_json()
 
 
 @pytest.fixture
@@ -249,6 +258,27 @@ def test_validate_only_checks_and_creates_no_job(either: Any, client: SearchClie
         ({"prior_version": -1}, "spec.adapt.prior_version", "-1"),
         ({"derivation": 77}, "spec.adapt.derivation", "77"),
         ({"derivation": pb.DERIVATION_RULE_SAMPLE, "max_params": 10_000}, "spec.adapt.derivation", "limits"),
+        ({"max_latency_ms": 5.0}, "spec.adapt.latency_table_json", "goes with max_latency_ms"),
+        ({"latency_table_json": TABLE}, "spec.adapt.max_latency_ms", "goes with latency_table_json"),
+        ({"max_latency_ms": -1.0, "latency_table_json": TABLE}, "spec.adapt.max_latency_ms", "-1"),
+        ({"max_latency_ms": float("nan"), "latency_table_json": TABLE}, "spec.adapt.max_latency_ms", "nan"),
+        ({"max_latency_ms": 5.0, "latency_table_json": "{}"}, "spec.adapt.latency_table_json", "latency table: "),
+        ({"max_latency_ms": 5.0, "latency_table_json": " " * 65537}, "spec.adapt.latency_table_json", "65536 bytes"),
+        (
+            {"max_latency_ms": 5.0, "latency_table_json": FOUR_NODES},
+            "spec.adapt.latency_table_json",
+            "cells of 4 nodes",
+        ),
+        (
+            {"max_latency_ms": 0.1, "latency_table_json": TABLE},
+            "spec.adapt.max_latency_ms",
+            "smallest network has 9 ms",
+        ),
+        (
+            {"derivation": pb.DERIVATION_RULE_DARTS, "max_latency_ms": 50.0, "latency_table_json": TABLE},
+            "spec.adapt.derivation",
+            "limits",
+        ),
         ({"priority": 10}, "priority", "10"),
         ({"priority": -1}, "priority", "-1"),
         ({"max_attempts": -1}, "max_attempts", "-1"),
@@ -289,6 +319,16 @@ def test_infeasible_limits_are_refused_and_the_smallest_is_named(client: SearchC
     with pytest.raises(FieldError) as caught:
         client.submit(study, "digits", num_ways=3, max_macs=10)
     assert caught.value.field == "spec.adapt.max_macs"
+
+
+def test_a_latency_limit_and_its_table_reach_the_job_and_come_back(
+    client: SearchClient, coordinator: PlayedCoordinator, tenant: str, study: str
+) -> None:
+    job = client.submit(study, "digits", max_latency_ms=9.25, latency_table_json=TABLE)
+    assert job.spec.adapt.max_latency_ms == 9.25
+    assert LatencyTable.from_json(job.spec.adapt.latency_table_json) == LatencyTable.from_json(TABLE)
+    limits = coordinator.job(tenant, job.name).spec.limits
+    assert limits == Limits(max_latency_ms=9.25, latency_table=LatencyTable.from_json(TABLE))
 
 
 def test_builtin_source_of_the_study_keeps_its_unseen_classes(

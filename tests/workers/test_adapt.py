@@ -15,6 +15,7 @@ import workers.adapt
 from common.config import (
     AdamConfig,
     AugmentConfig,
+    CostPenalty,
     DatasetRef,
     InnerConfig,
     NetworkConfig,
@@ -23,8 +24,11 @@ from common.config import (
     StudyConfig,
     TaskFamily,
 )
+from common.cost import cost_model
 from common.errors import ConflictError, InvalidInputError
+from common.expense import expense_of
 from common.messages import AdaptRequest, AdaptResult
+from common.meta.expected_cost import expected_cost
 from common.meta.inherit import inherited_network
 from common.meta.prior import Prior, initial_prior
 from common.meta.uses import spread_over_ops
@@ -286,7 +290,30 @@ class Naive:
             pi = self.ungroup([torch.softmax(group, 0) for group in self.groups(self.phi)])
             for op, penalty in inner.op_penalty.items():
                 loss = loss + penalty * (pi[:, :, OPS.index(op)].mean() if op in OPS else 0.0)
+            if inner.cost is not None:
+                excess = self.expected_params(pi) / inner.cost.target - 1
+                loss = loss + inner.cost.weight * torch.relu(excess)
         return loss
+
+    def expected_params(self, pi: Tensor) -> Tensor:
+        """Parameters of the networks that two draws per node without replacement give, one pair after the other."""
+        space, size = self.request.space, self.request.task.image_size
+        model = cost_model(space, self.request.network, size, len(self.request.task.classes))
+        total = torch.tensor(float(model.constant.num_params))
+        for kind, matrix in zip(space.cell_kinds, pi, strict=True):
+            for rows in (range(0, 2), range(2, 5)):
+                pairs = [
+                    (matrix[row, OPS.index(op)], model.op(kind, source, op).num_params)
+                    for source, row in enumerate(rows)
+                    for op in OPS
+                    if op != "none"
+                ]
+                whole = torch.stack([p for p, _ in pairs]).sum()
+                for index, (mine, num_params) in enumerate(pairs):
+                    p = mine / whole
+                    others = [other / whole for at, (other, _) in enumerate(pairs) if at != index]
+                    total = total + num_params * (p + sum(q * p / (1 - q) for q in others))
+        return total
 
     def learn(self) -> "Naive":
         inner = self.request.inner
@@ -396,6 +423,13 @@ CASES = {
     "op_penalty": Case({"op_penalty": {"skip_connect": 3.0, "none": 1.0}}),
     "op_penalty_node": Case({"op_penalty": {"skip_connect": 3.0}}, NODE),
     "penalised_op_not_in_the_space": Case({"op_penalty": {"avg_pool_3x3": 3.0}}),
+    "cost": Case({"cost": {"measure": "params", "target": 500.0, "weight": 2.0}}),
+    # With a penalty on none: else its logit has no gradient but rounding errors, as BatchNorm undoes a node's scale.
+    "cost_node": Case(
+        {"cost": {"measure": "params", "target": 500.0, "weight": 2.0}, "op_penalty": {"none": 1.0}}, NODE
+    ),
+    "cost_bilevel": Case({"cost": {"measure": "params", "target": 500.0, "weight": 2.0}, "level": "bilevel"}),
+    "cost_below_its_target": Case({"cost": {"measure": "params", "target": 1e9, "weight": 2.0}}),
     "cosine": Case({"theta": SgdConfig(lr=0.1, lr_end=0.001)}),
     "no_clip": Case({"clip_norm": None}),
     "tight_clip": Case({"clip_norm": 0.05}),
@@ -885,3 +919,34 @@ def test_single_path_evaluates_the_network_that_is_derived():
     genotype = derive(result.probabilities, SPACE.topology, OPS)
     fixed = run(request_for(inner, eval_steps=(0,), genotype=genotype))
     assert result.evaluations == fixed.evaluations
+
+
+def test_the_heavier_a_penalty_the_cheaper_is_what_the_posterior_stands_for():
+    expected = []
+    for weight in (0.0, 0.3, 1.0, 3.0):
+        inner = INNER.model_copy(
+            update={
+                "steps": 20,
+                "alpha": AdamConfig(lr=0.2),
+                "cost": CostPenalty(measure="macs", target=1.0, weight=weight / 1e4),
+            }
+        )
+        request = request_for(inner)
+        found = run(request, prior=prior_for(INNER))
+        cost = expected_cost(
+            expense_of(CostPenalty(measure="macs", target=1.0, weight=0.0), SPACE, NETWORK, 16, 4),
+            SPACE,
+            1.0,
+            torch.device("cpu"),
+            torch.float64,
+        )
+        matrices = np.stack([found.probabilities[kind] for kind in SPACE.cell_kinds])
+        expected.append(float(cost.relative(torch.from_numpy(np.log(matrices)))))
+    assert expected == sorted(expected, reverse=True)
+    assert expected[-1] < 0.9 * expected[0]
+
+
+def test_a_penalty_without_weight_changes_no_bit():
+    plain = run(request_for(INNER))
+    weightless = INNER.model_copy(update={"cost": CostPenalty(measure="params", target=1.0, weight=0.0)})
+    assert same_update(plain, run(request_for(weightless), prior=prior_for(INNER)))

@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from reference.latency_tables import latency_table
 from safetensors.numpy import load as load_tensors
 from sklearn.datasets import load_digits
 
@@ -27,6 +28,7 @@ from common.errors import (
     NotFoundError,
     UnavailableError,
 )
+from common.latency import network_ms
 from common.loading import load
 from common.messages import AdaptRequest, ArtifactInfo, Interim, JobRequest, JobResult
 from common.meta.inherit import inherited_network
@@ -232,6 +234,25 @@ def test_limits_are_respected(prior: Prior, tmp_path: Path):
         assert (held["num_params"], held["num_macs"]) == (cost.num_params, cost.num_macs)
         assert 0 < held["probability"] < free["probability"]
         assert held["top_genotypes"] == free["top_genotypes"], "limits change the choice, not the posterior"
+
+
+def test_a_latency_limit_is_respected_and_results_say_what_by_which_table(prior: Prior, tmp_path: Path):
+    primitives = tuple(name for name in SPACE.ops if name != "none")
+    free = genotype_of(run_job(RUNNER, prior, request(tmp_path / "free")).summary["genotype"])
+    used = {edge.primitive for nodes in free.cells.values() for node in nodes for edge in node}
+    assert set(primitives) - used, "else nothing is cheaper"
+    table = latency_table(primitives, lambda name, shape: (2 if name in used else 1) * shape.channels / 100)
+    most = network_ms(free, table) - 0.01
+    limits = Limits(max_latency_ms=most, latency_table=table)
+    interims: list[Interim] = []
+    held = run_job(RUNNER, prior, request(tmp_path / "held", limits=limits), on_interim=interims.append).summary
+    for genotype in (genotype_of(held["genotype"]), *(interim.genotype for interim in interims)):
+        assert network_ms(genotype, table) <= most
+    content = results_in(tmp_path / "held")
+    assert content["network"]["latency_ms"] == held["latency_ms"] == network_ms(genotype_of(held["genotype"]), table)
+    assert content["limits"]["max_latency_ms"] == most
+    assert content["limits"]["latency_table"]["device"] == "abacus"
+    assert "ops" not in content["limits"]["latency_table"], "by its digest"
 
 
 def test_limits_that_nothing_respects_are_refused_before_any_step(prior: Prior, tmp_path: Path):

@@ -1,0 +1,83 @@
+"""A Pareto front on a page: what networks cost against how good they are, and all of them as a table. Pure."""
+
+import math
+
+from coordinator.html_report.cells import cell_figures
+from coordinator.html_report.charts import Mark, data_table, front_chart, percent, significant
+from coordinator.html_report.markup import Content, Markup, element, joined
+from coordinator.pareto import Front, FrontPoint
+
+_COSTS = {"params": "Parameters", "macs": "MACs", "latency": "Predicted latency (ms)"}
+
+
+def front_section(front: Front) -> Markup:
+    """The front in words, as a chart, as a table; and the cells of its ends."""
+    is_trained = front.points[0].accuracy is not None
+    best = [point for point in front.points if not point.is_dominated]
+    device = "" if front.device is None else f" Latency is predicted by a table measured on {front.device}."
+    if is_trained:
+        quality = (
+            f"Every network was trained from scratch ({front.recipe}) and tested on {front.num_test} images; bars are "
+            "95 % intervals, which cover the choice of test images, not that of seeds."
+        )
+    else:
+        quality = "No network was trained: what is high is the probability of its genotype under the adapted posterior."
+    text = (
+        f"From one prior, adapted to {front.task}: the most probable network under each limit. Costs are of "
+        f"{front.network}.{device} {quality} {len(best)} of {len(front.points)} points are on the front; another point "
+        "costs no more than a dominated one, and is no worse."
+    )
+    label = "Test accuracy" if is_trained else "Log probability (nats)"
+    marks = [Mark(point.cost(front.measure), *_height(point), not point.is_dominated) for point in front.points]
+    chart = front_chart(
+        f"{_COSTS[front.measure]} against {label.lower()}",
+        _COSTS[front.measure],
+        label,
+        marks,
+        ("on the front", "dominated"),
+        percent if is_trained else significant,
+    )
+    rows = [_row(point) for point in front.points]
+    header = ["", "parameters", "MACs", "ms", "log probability", "accuracy", "95 % interval", "found by"]
+    adapted = [[f"{each.weight:g}", significant(each.expected), percent(each.accuracy)] for each in front.adapted]
+    parts: list[Content] = [
+        element("p", text),
+        element("div", chart, class_="charts"),
+        element("h3", "Networks"),
+        data_table(header, rows, "Networks"),
+        element("h3", "Adaptations"),
+        data_table(["penalty weight", f"expected {front.measure}", "accuracy of the supernet"], adapted, "Adaptations"),
+    ]
+    ends = (("The cheapest on the front", best[0]), ("The dearest on the front", best[-1]))
+    for title, point in ends if len(best) > 1 else ends[:1]:
+        parts += [element("h3", title), cell_figures(point.genotype)]
+    return joined(*parts)
+
+
+def _height(point: FrontPoint) -> tuple[float, float | None, float | None]:
+    if point.accuracy is None:
+        return _log(point), None, None
+    low, high = point.interval_95 or (None, None)
+    return point.accuracy, low, high
+
+
+def _log(point: FrontPoint) -> float:
+    return math.log(point.probability) if point.probability > 0 else float("nan")
+
+
+def _row(point: FrontPoint) -> list[Content]:
+    low, high = point.interval_95 or (math.nan, math.nan)
+    origins = "; ".join(
+        f"weight {origin.weight:g}, " + ("no limit" if origin.limit is None else f"at most {origin.limit:.6g}")
+        for origin in point.origins
+    )
+    return [
+        "dominated" if point.is_dominated else element("strong", "on the front"),
+        f"{point.num_params:,}",
+        f"{point.num_macs:,}",
+        "-" if point.latency_ms is None else f"{point.latency_ms:.3f}",
+        significant(_log(point)),
+        "-" if point.accuracy is None else percent(point.accuracy),
+        "-" if point.accuracy is None else f"{percent(low)} to {percent(high)}",
+        origins,
+    ]
