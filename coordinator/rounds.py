@@ -67,6 +67,8 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
         catalogs: images of each family of tasks, in the order of `config.families`.
     """
     relaxation, _ = config.relaxation.at(prior.version, config.rounds)
+    is_learning = learns_alpha(prior, config)
+    trials = config.outer.alpha_trials if is_learning else None
     requests = []
     for index, (family, arrays) in enumerate(zip(config.families, catalogs, strict=True)):
         for number in range(family.tasks_per_round):
@@ -81,7 +83,8 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
                     version=prior.version,
                     relaxation=relaxation,
                     tau=prior.tau,
-                    learns_alpha=learns_alpha(prior, config),
+                    learns_alpha=is_learning and trials is None,
+                    trials=trials,
                 )
             )
     return RoundPlan(prior.version, tuple(sorted(requests, key=lambda request: request.task.task_id)))
