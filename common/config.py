@@ -130,6 +130,9 @@ class RelaxationConfig(Frozen):
     """Switch to `hard_kind` from this round on. Hard sampling from the first step learns little."""
     hard_kind: HardKind = "straight_through"
     """What `hard_after_round` switches to."""
+    path_per: Literal["step", "task"] = "step"
+    """single_path draws a network for every step; or, in meta-training, one for every task, whose architecture then
+    does not learn: what the prior's weights are made for is to be fine-tuned in one network."""
     tau_start: PositiveFloat = 5.0
     """Temperature of version 0 ..."""
     tau_end: PositiveFloat = 0.5

@@ -41,6 +41,8 @@ class AdaptRequest:
         genotype: with it, only its ops are computed, each with weight 1: the derived network learns, by itself, and the
             architecture neither learns nor is relaxed.
         trials: with it, the update's architecture comes from trials; see `workers.trials`.
+        start: local weights to start from instead of the prior's and a classifier of zeros, as in
+            `AdaptResult.weights`; of these `body`, the head and the classifier count.
     """
 
     task: LearningTask
@@ -57,6 +59,7 @@ class AdaptRequest:
     returns_weights: bool = False
     genotype: Genotype | None = None
     trials: TrialsConfig | None = None
+    start: Mapping[str, Vector] | None = None
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -224,6 +227,8 @@ class JobRequest:
         limits: that the derived network has to keep; they need the rule top2_pairs.
         result_url: folder for the results, a local path or any fsspec URL; no other attempt at work may share it.
         returns_update: True where the prior is to learn from the task.
+        fine_tune_steps: with them, the derived network is cut out of the adapted supernet, fine-tuned for so many steps
+            and stored too.
     """
 
     job_id: str
@@ -237,6 +242,7 @@ class JobRequest:
     limits: Limits
     result_url: str
     returns_update: bool
+    fine_tune_steps: int | None = None
 
 
 @dataclass(frozen=True)

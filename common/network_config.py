@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from common.config import Frozen, explain
+from common.config import Frozen, NetworkConfig, SpaceConfig, explain
 from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from common.space.genotype import Genotype
 from common.space.released import NORMAL, REDUCTION
@@ -23,6 +23,8 @@ Motif = PublishedMotif | Literal["search"]
 NETWORK = "network.json"
 WEIGHTS = "weights.safetensors"
 NETWORK_FORMAT = 1
+NETWORK_FOLDER = "network"
+"""Where the folder of an adaptation holds the network that it leaves."""
 
 # Strides of the kinds of cell that full networks know.
 _STRIDES: Mapping[str, int] = MappingProxyType({NORMAL: 1, REDUCTION: 2})
@@ -144,29 +146,38 @@ def network_config(motif: str, **options: Any) -> FullNetworkConfig:
         raise InvalidInputError("network: " + explain(error)) from None
 
 
-def search_motif(cell_kinds: Mapping[str, int], **options: Any) -> FullNetworkConfig:
-    """The layout of a search network, for the network of one genotype.
+def derived_config(space: SpaceConfig, network: NetworkConfig, image_size: int, num_classes: int) -> FullNetworkConfig:
+    """The size of a network cut out of a search network; its genotype and weights are all else there is to know.
 
     Args:
-        cell_kinds: stride by kind of cell, of the search space.
-        options: fields of `FullNetworkConfig`: cells, channels, stem_stride, num_classes, image_size, image_channels.
+        space: of the search network.
+        network: of the search network.
+        image_size: picks the head.
+        num_classes: rows of the classifier.
 
     Raises:
-        InvalidInputError: a kind of cell is none of a full network's, or a value is out of range.
+        InvalidInputError: there is no head for the image size, or a kind of cell has no place in a full network.
     """
-    for kind, stride in cell_kinds.items():
+    if image_size not in network.heads:
+        sizes = ", ".join(str(size) for size in sorted(network.heads))
+        raise InvalidInputError(f"no head for image_size {image_size}; network.heads has {sizes}")
+    for kind, stride in space.cell_kinds.items():
         if _STRIDES.get(kind) != stride:
             raise InvalidInputError(
                 f"a network of its own has cells of the kinds {NORMAL} (stride 1) and {REDUCTION} (stride 2); "
                 f"space.cell_kinds has {kind!r} (stride {stride}); name it so"
             )
-    cells = options["cells"]
-    try:
-        return FullNetworkConfig.model_validate(
-            {"motif": "search", "num_cells": len(cells), "auxiliary": False, **options}
-        )
-    except ValidationError as error:
-        raise InvalidInputError("network: " + explain(error)) from None
+    return FullNetworkConfig(
+        motif="search",
+        channels=network.channels,
+        num_cells=len(network.cells),
+        num_classes=num_classes,
+        image_size=image_size,
+        image_channels=network.image_channels,
+        auxiliary=False,
+        cells=network.cells,
+        stem_stride=network.heads[image_size],
+    )
 
 
 def stem_widths(config: FullNetworkConfig) -> tuple[int, ...]:
@@ -214,6 +225,22 @@ def cell_plans(genotype: Genotype, config: FullNetworkConfig) -> Iterator[CellPl
         )
         before = (before[1], channels_out)
         input0_is_larger = kind == REDUCTION
+
+
+def network_folder(result: ArtifactFolder) -> ArtifactFolder:
+    """The folder of the network inside that of an adaptation."""
+    return ArtifactFolder(f"{result.url.rstrip('/')}/{NETWORK_FOLDER}")
+
+
+def find_network(url: str) -> ArtifactFolder:
+    """The folder that holds a network: the named one, or `network` inside it, where an adaptation leaves its own.
+
+    Raises:
+        UnavailableError: the storage refuses.
+    """
+    folder = ArtifactFolder(url)
+    inner = network_folder(folder)
+    return inner if not folder.exists(NETWORK) and inner.exists(NETWORK) else folder
 
 
 def read_stored_network(folder: ArtifactFolder) -> StoredNetwork:

@@ -18,23 +18,17 @@ from common.errors import AdaptationError, ForbiddenError, InvalidInputError, No
 from common.evaluate_config import PRESETS
 from common.loading import preset_names
 from coordinator.api.client import SearchClient
-from coordinator.api.connection import DEFAULT_ADDRESS, TERMINAL_STATES, TOKEN_VARIABLE
+from coordinator.api.connection import TERMINAL_STATES, TOKEN_VARIABLE
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.genotypes import genotype_of
 from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
+from coordinator.service_access import ServerOption, TokenOption
 
 _messages = Console(stderr=True, highlight=False)
 
 study_app = typer.Typer(no_args_is_help=True, help="Studies: each owns one lineage of priors.")
 prior_app = typer.Typer(no_args_is_help=True, help="Priors of a study.")
 
-ServerOption = Annotated[
-    str | None, typer.Option("--server", envvar="METASEARCH_ADDRESS", help=f"HOST:PORT; {DEFAULT_ADDRESS} by default.")
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option("--token", envvar=TOKEN_VARIABLE, help="API token; that of the local service by default."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="studies/STUDY/jobs/ID")]
 
@@ -124,6 +118,9 @@ def submit(
     derivation: Annotated[str, typer.Option("--derive", help="top2_pairs, darts or sample.")] = "top2_pairs",
     max_params: Annotated[int | None, typer.Option(min=1, help="Parameters that the genotype may have.")] = None,
     max_macs: Annotated[int | None, typer.Option(min=1, help="Multiply-accumulates that it may take.")] = None,
+    fine_tune_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps with the network found alone, which is then among the artifacts.")
+    ] = None,
     contribute: Annotated[bool, typer.Option("--contribute", help="Let the update enter the prior.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Chooses images, and classes where they are drawn.")] = 0,
     evaluated: Annotated[
@@ -165,6 +162,7 @@ def submit(
         "--version": version,
         "--max-params": max_params,
         "--max-macs": max_macs,
+        "--fine-tune-steps": fine_tune_steps,
         "--contribute": contribute or None,
     }
     _check_kind(evaluated, adapting, {"--recipe": recipe, "--set": overrides})
@@ -205,6 +203,7 @@ def submit(
             derivation=pb.DerivationRule.Value(rule),
             max_params=max_params,
             max_macs=max_macs,
+            fine_tune_steps=fine_tune_steps,
             contribute=contribute,
             seed=seed,
         )
@@ -435,6 +434,12 @@ def _summarise(job: pb.Job) -> None:
             f"probability {found.genotype_probability:.3g}; {found.num_params:,} parameters, {found.num_macs:,} MACs; "
             f"from prior version {found.prior_version}"
         )
+        if found.HasField("fine_tuned"):
+            tuned = found.fine_tuned
+            _messages.print(
+                f"the derived network, fine-tuned for {tuned.steps} steps: accuracy "
+                f"{tuned.inductive_accuracy:.4f} image by image, {tuned.accuracy:.4f} by joint statistics"
+            )
     if job.HasField("evaluate_result"):
         tested = job.evaluate_result
         _messages.print(

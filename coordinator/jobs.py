@@ -86,6 +86,8 @@ class AdaptSpec(Frozen):
     derivation: DerivationRule = "top2_pairs"
     limits: Limits = Limits()
     """The returned genotype respects them."""
+    fine_tune_steps: int | None = Field(None, ge=1, le=1_000_000)
+    """Steps with the derived network alone, which is then stored, ready to use; none is stored where not given."""
     contribute: bool = False
     """Let the task's update enter the prior: one more version, made by this job."""
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from keyword import iskeyword
 from pathlib import Path
@@ -15,11 +16,21 @@ from rich.table import Table
 
 from common.cost import Cost
 from common.errors import InvalidInputError, NotFoundError, UnavailableError
-from common.network_config import FullNetworkConfig, network_config, read_stored_network
+from common.network_config import (
+    NETWORK,
+    NETWORK_FOLDER,
+    WEIGHTS,
+    FullNetworkConfig,
+    find_network,
+    network_config,
+    read_stored_network,
+)
 from common.space.genotype import Genotype
 from common.space.released import RELEASED
 from common.storage import ArtifactFolder
+from coordinator.api.stubs import search_pb2 as pb
 from coordinator.genotypes import genotype_of
+from coordinator.service_access import ServerOption, TokenOption, fetched, job_named
 
 if TYPE_CHECKING:
     from common.nn.full import FullNetwork
@@ -33,7 +44,17 @@ SUFFIXES: Mapping[str, str] = MappingProxyType({"torch": ".pt2", "onnx": ".onnx"
 NetworkArgument = Annotated[
     str,
     typer.Argument(
-        metavar="NETWORK", help=f"{', '.join(RELEASED)}; a JSON file with a genotype; a folder with a network."
+        metavar="NETWORK",
+        help=f"{', '.join(RELEASED)}; a JSON file with a genotype; a folder with a network, "
+        "or of an adaptation that left one.",
+    ),
+]
+ExportedArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NETWORK|JOB",
+        help=f"{', '.join(RELEASED)}; a JSON file with a genotype; a folder with a network, or of an adaptation that "
+        "left one; or a job that did, studies/STUDY/jobs/ID.",
     ),
 ]
 MotifOption = Annotated[str | None, typer.Option(help="cifar (also for SVHN; the default) or imagenet.")]
@@ -117,7 +138,7 @@ def inspect_network(
 
 
 def export_network(
-    network: NetworkArgument,
+    network: ExportedArgument,
     out: Annotated[Path, typer.Option(help="File to write: .pt2, .onnx or .py, as the format has it.")],
     form: Annotated[str, typer.Option("--format", help="torch (torch.export), onnx, or python (source text).")],
     motif: MotifOption = None,
@@ -130,6 +151,8 @@ def export_network(
         Path | None, typer.Option(help="safetensors file of the network's weights; drawn afresh without it.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Draws fresh weights; 0 by default.")] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Writes a full network as a program that runs without this package: PyTorch, ONNX, or Python source.
@@ -138,7 +161,8 @@ def export_network(
     same logits; `python` a readable module that needs torch alone, and its weights beside it, as safetensors. No file
     holds a pickle.
 
-    Example: `metasearch export results/network --format onnx --out network.onnx`.
+    Example: `metasearch export results/network --format onnx --out network.onnx`, or of a job
+    `metasearch export studies/mine/jobs/ID --format python --out network.py`.
     """
     if form not in SUFFIXES:
         raise InvalidInputError(f"--format must be one of {', '.join(SUFFIXES)}, got {form!r}")
@@ -147,13 +171,18 @@ def export_network(
     if form == "python" and (not out.stem.isidentifier() or iskeyword(out.stem)):
         raise InvalidInputError(f"{out.name} cannot be imported; name it with letters, digits and underscores")
     options = _options(motif, channels, cells, classes, image_size, image_channels)
-    named = _resolve(network, options, {"weights": weights, "seed": seed})
-    if weights is not None and seed is not None:
-        raise InvalidInputError("--seed draws weights afresh, --weights reads them; give one of both")
+    job = None if Path(network).is_dir() else job_named(network)
+    with ExitStack() as folders:
+        if job is not None:
+            _check_bare(job, {**options, "weights": weights, "seed": seed})
+            network = str(folders.enter_context(fetched(job, server, token, _network_files))[1])
+        named = _resolve(network, options, {"weights": weights, "seed": seed})
+        if weights is not None and seed is not None:
+            raise InvalidInputError("--seed draws weights afresh, --weights reads them; give one of both")
+        built = _build(named, weights, seed or 0)
 
     from common.nn.counting import count_network
 
-    built = _build(named, weights, seed or 0)
     with _messages.status("Exporting ..."):
         files = _export(built, form, out.stem)
     folder = ArtifactFolder(out.parent)
@@ -165,6 +194,21 @@ def export_network(
     if named.folder is None and weights is None:
         _messages.print(f"The weights are drawn afresh with seed {seed or 0}: nothing was trained.")
     _messages.print(f"Written: {escape(', '.join(names))}.", soft_wrap=True)
+
+
+def _network_files(job: pb.Job) -> list[str]:
+    """Names of the artifacts that make a job's network.
+
+    Raises:
+        InvalidInputError: the job left none.
+    """
+    names = {artifact.name for artifact in job.artifacts}
+    for folder in ("", f"{NETWORK_FOLDER}/"):
+        if folder + NETWORK in names:
+            return [folder + NETWORK, folder + WEIGHTS]
+    raise InvalidInputError(
+        f"{job.name} left no network; give a job of metasearch submit --evaluate or --fine-tune-steps"
+    )
 
 
 def _export(network: "FullNetwork", form: str, stem: str) -> dict[str, bytes]:
@@ -207,15 +251,20 @@ def _resolve(network: str, options: Mapping[str, Any], more: Mapping[str, Any] =
         CorruptArtifactError: the folder's description of its network is damaged.
     """
     if network not in RELEASED and (Path(network).is_dir() or "://" in network):
-        folder = ArtifactFolder(network)
+        folder = find_network(network)
         stored = read_stored_network(folder)
-        for name in (name for name, value in (*options.items(), *more.items()) if value is not None):
-            flag = f"--{name.removeprefix('num_').replace('_', '-')}"
-            raise InvalidInputError(f"{network} says what its network is and holds its weights; leave out {flag}")
+        _check_bare(network, {**options, **more})
         return _Named(stored.genotype, stored.config, folder)
     genotype = genotype_of(network)
     fields = {name: value for name, value in options.items() if name != "motif"}
     return _Named(genotype, network_config(options["motif"] or "cifar", **fields), None)
+
+
+def _check_bare(network: str, options: Mapping[str, Any]) -> None:
+    """Refuses options beside what says all of them."""
+    for name in (name for name, value in options.items() if value is not None):
+        flag = f"--{name.removeprefix('num_').replace('_', '-')}"
+        raise InvalidInputError(f"{network} says what its network is and holds its weights; leave out {flag}")
 
 
 def _read(path: Path) -> bytes:

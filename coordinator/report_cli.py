@@ -1,7 +1,5 @@
 """The command that makes a page of a run, a demo, an adaptation or a job."""
 
-import re
-import tempfile
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from common.errors import AdaptationError, ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
-from coordinator.client_cli import ServerOption, TokenOption
+from common.errors import InvalidInputError, NotFoundError
+from coordinator.service_access import ServerOption, TokenOption, job_named
 
 if TYPE_CHECKING:
     from coordinator.html_report.collect import Report
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 _messages = Console(stderr=True, highlight=False)
 
 PAGE = "report.html"
-_JOB = re.compile(r"(?:tenants/[^/]+/)?(studies/[^/]+/jobs/[^/]+)")
 
 
 def register(app: typer.Typer) -> None:
@@ -52,15 +49,15 @@ def report(
     from coordinator.html_report.page import page
 
     folder = Path(subject)
-    job = _JOB.fullmatch(subject)
+    job = job_named(subject)
     if folder.is_dir():
         target = out or folder / PAGE
         _check(target)
         content = page(collect(folder, leave_out=target))
     elif job is not None:
-        target = out or Path(f"report-{job[1].rpartition('/')[2]}.html")
+        target = out or Path(f"report-{job.rpartition('/')[2]}.html")
         _check(target)
-        content = page(_of_job(job[1], server, token))
+        content = page(_of_job(job, server, token))
     else:
         raise NotFoundError(
             f"there is no folder {subject}, and it is no job either; "
@@ -82,36 +79,17 @@ def _check(target: Path) -> None:
 
 def _of_job(name: str, server: str | None, token: str | None) -> "Report":
     """A job's report, of its artifacts in a folder that is gone afterwards."""
-    from coordinator.api.client import TERMINAL_STATES, SearchClient
-    from coordinator.api.connection import TOKEN_VARIABLE
     from coordinator.api.stubs import search_pb2 as pb
     from coordinator.html_report.collect import Manifest, Origin, collect
-    from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
+    from coordinator.service_access import fetched
 
-    local = DEFAULT_FOLDER / TOKEN_FILE
-    if token is None and local.is_file():
-        token = local.read_text("utf-8").strip()
-    with (
-        tempfile.TemporaryDirectory(prefix="metasearch-report-") as temporary,
-        SearchClient(server, token, patience_s=10.0) as client,
-    ):
-        try:
-            job = client.get_job(name)
-            if job.state not in TERMINAL_STATES:
-                raise NotFoundError(f"{name} has no result yet: metasearch watch {name}")
-            if job.state != pb.JOB_STATE_SUCCEEDED:
-                raise AdaptationError(
-                    f"{name} did not succeed, so there is nothing to report: metasearch result {name}"
-                )
-            if job.spec.WhichOneof("kind") != "adapt":
-                raise InvalidInputError(f"{name} is no adaptation and has no artifacts; give an adapt job")
-            client.download(name, Path(temporary))
-        except UnauthenticatedError as error:
-            raise UnauthenticatedError(f"{error}; give --token or {TOKEN_VARIABLE}") from None
-        except ForbiddenError as error:
-            raise ForbiddenError(f"{error}; ask for a token with that role") from None
+    def everything_of_an_adaptation(job: pb.Job) -> None:
+        if job.spec.WhichOneof("kind") != "adapt":
+            raise InvalidInputError(f"{name} is no adaptation; give an adapt job")
+
+    with fetched(name, server, token, everything_of_an_adaptation) as (job, folder):
         listed = {each.name: Manifest(each.num_bytes, each.sha256) for each in job.artifacts}
         began, ended = (
             stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC") for stamp in (job.start_time, job.end_time)
         )
-        return collect(Path(temporary), Origin(name, began, ended, listed))
+        return collect(folder, Origin(name, began, ended, listed))

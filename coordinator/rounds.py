@@ -24,6 +24,9 @@ from common.messages import (
 from common.meta.aggregate import is_summable
 from common.meta.posterior import entropy
 from common.meta.prior import ALPHA, Prior
+from common.meta.sums import alpha_probabilities
+from common.space.genotype import Genotype, derive
+from common.streams import derived_seed
 from coordinator.outer import OuterStep, learns_alpha, prior_genotype
 from workers.data.arrays import ClassArrays
 from workers.data.episodes import sample_task
@@ -69,6 +72,8 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
     relaxation, _ = config.relaxation.at(prior.version, config.rounds)
     is_learning = learns_alpha(prior, config)
     trials = config.outer.alpha_trials if is_learning else None
+    kind = relaxation if config.inner.relaxation == "prior" else config.inner.relaxation
+    draws_genotypes = kind == "single_path" and config.relaxation.path_per == "task"
     requests = []
     for index, (family, arrays) in enumerate(zip(config.families, catalogs, strict=True)):
         for number in range(family.tasks_per_round):
@@ -85,9 +90,19 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
                     tau=prior.tau,
                     learns_alpha=is_learning and trials is None,
                     trials=trials,
+                    genotype=drawn_genotype(prior, config, task_id) if draws_genotypes else None,
                 )
             )
     return RoundPlan(prior.version, tuple(sorted(requests, key=lambda request: request.task.task_id)))
+
+
+def drawn_genotype(prior: Prior, config: StudyConfig, task_id: str) -> Genotype:
+    """The one network that a task trains: a draw from the prior, without replacement within a node."""
+    space = config.space
+    shape = (len(space.cell_kinds), space.topology.num_edges, len(space.ops))
+    values = alpha_probabilities(prior.vectors[ALPHA], config).reshape(shape)
+    by_kind = dict(zip(space.cell_kinds, values, strict=True))
+    return derive(by_kind, space.topology, space.ops, "sample", derived_seed(config.seed, task_id, "path"))
 
 
 def bundled(requests: Sequence[AdaptRequest], config: StudyConfig, num_workers: int) -> tuple[Request, ...]:

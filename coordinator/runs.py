@@ -141,8 +141,9 @@ class AdaptRun(Run):
             limits=spec.limits,
             result_url=self.url,
             returns_update=spec.contribute,
+            fine_tune_steps=spec.fine_tune_steps,
         )
-        self.steps = inner.steps
+        self.steps = inner.steps + (spec.fine_tune_steps or 0)
         if spec.contribute:
             self.desk.store.open_plan(
                 self.desk.epoch,

@@ -188,6 +188,8 @@ class InnerLoop:
         for parameter in self.classifier.parameters():
             nn.init.zeros_(parameter)
             parameter.grad = torch.zeros_like(parameter)
+        if request.start is not None:
+            self._start_at_(request.start)
 
         space = request.space
         self.none_column = space.ops.index(NONE) if NONE in space.ops else None
@@ -224,6 +226,12 @@ class InnerLoop:
             self.alpha_batches = self._order(halves[1::2], "architecture order")
         else:
             self.batches = self.alpha_batches = self._order(everything, "order")
+
+    def _start_at_(self, start: Mapping[str, Vector]) -> None:
+        for name, local in zip(self.weight_names, self.weights, strict=True):
+            local.start_at_(start[name])
+        for name, parameter in ((CLASSIFIER_WEIGHT, self.classifier.weight), (CLASSIFIER_BIAS, self.classifier.bias)):
+            parameter.data.copy_(torch.from_numpy(np.array(start[name])))
 
     def _order(self, indices: NDArray[np.int64], purpose: str) -> MinibatchOrder:
         size = min(self.inner.batch_size, len(indices))

@@ -2,8 +2,9 @@
 
 The folder of a job that adapts:
     weights.safetensors    the adapted vectors, see `AdaptResult.weights`
+    network/               with fine-tuning: the derived network, ready to use, see `common.network_config`
     result.json            all else that was found, see `describe`
-    manifest.json          names, sizes and SHA-256 of both, written last: a result without one is not complete
+    manifest.json          names, sizes and SHA-256 of all, written last: a result without one is not complete
 
 Of one that evaluates:
     checkpoints/           see `workers.checkpoint`
@@ -42,7 +43,7 @@ from common.messages import (
 )
 from common.meta.posterior import num_categoricals
 from common.meta.prior import Prior
-from common.network_config import NETWORK
+from common.network_config import NETWORK, derived_config, network_folder
 from common.nn.stored import save_network
 from common.space.genotype import DerivationRule, Genotype, derive
 from common.storage import ArtifactFolder
@@ -50,11 +51,20 @@ from common.tasks import LearningTask
 from workers.checkpoint import CheckpointFolder
 from workers.data.cache import cache_root
 from workers.data.choice import task_of
+from workers.data.episodes import load_episode
 from workers.data.fetch import fetch
 from workers.data.whole import load_whole
 from workers.environment import environment
 from workers.evaluate import CHECKPOINTS, EvaluationPlan
 from workers.evaluate import describe as describe_evaluation
+from workers.inherit import (
+    NETWORK_FILES,
+    ReadyNetwork,
+    describe_network,
+    fine_tune_request,
+    ready_network,
+    summary_of,
+)
 from workers.runner import TaskRunner
 from workers.training import TrainProgress, train
 
@@ -97,6 +107,8 @@ def run_job(
     """
     check_limits(request.derivation, request.limits)
     task = _task(request)
+    if request.fine_tune_steps is not None:  # before the work, not after it
+        derived_config(request.config.space, request.config.network, task.image_size, len(task.classes))
     best: Interim | None = None
 
     def note(evaluation: Evaluation, probabilities: Probabilities) -> None:
@@ -107,7 +119,8 @@ def run_job(
             best = Interim(evaluation.step, evaluation.accuracy, found.genotype)
         on_interim(best)
 
-    result = runner.run(prior, _adapt_request(request, task, prior), on_step, note)
+    adapting = _adapt_request(request, task, prior)
+    result = runner.run(prior, adapting, on_step, note)
     for step, loss in enumerate(result.train_losses):
         _check_finite(loss, step)
     found = find_genotype(result.probabilities, task, request.config, request.derivation, request.limits)
@@ -118,11 +131,18 @@ def run_job(
         "file": None if request.file is None else request.file.model_dump(mode="json"),
     }
     assert result.weights is not None
+    ready = None
+    if request.fine_tune_steps is not None:
+        steps = request.fine_tune_steps
+        tuning = fine_tune_request(adapting, result, found.genotype, steps, evaluation_steps(steps))
+        tuned = runner.run(prior, tuning, lambda step: on_step(request.inner.steps + step))
+        ready = ready_network(tuning, tuned, load_episode(task))
+        content["derived_network"] = describe_network(ready, task.classes)
     return JobResult(
         job_id=request.job_id,
         update=None if result.update is None else replace(result.update, task_id=request.job_id),
         summary=_summary(content),
-        artifacts=_store(ArtifactFolder(request.result_url), result.weights, content),
+        artifacts=_store(ArtifactFolder(request.result_url), result.weights, content, ready),
     )
 
 
@@ -311,11 +331,15 @@ def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
         "prior_version": content["prior"]["version"],
         "steps": len(content["train_losses_nats"]),
         "seconds": content["adapt_s"],
+        **({"fine_tuned": summary_of(content["derived_network"])} if "derived_network" in content else {}),
     }
 
 
 def _store(
-    folder: ArtifactFolder, weights: Mapping[str, NDArray[np.float32]], content: Mapping[str, Any]
+    folder: ArtifactFolder,
+    weights: Mapping[str, NDArray[np.float32]],
+    content: Mapping[str, Any],
+    ready: ReadyNetwork | None,
 ) -> tuple[ArtifactInfo, ...]:
     files = {
         WEIGHTS: save_tensors({name: np.ascontiguousarray(vector) for name, vector in weights.items()}),
@@ -323,6 +347,9 @@ def _store(
     }
     folder.remove(MANIFEST)  # of an earlier attempt: it speaks for files that are about to change
     artifacts = _write(folder, files)
+    if ready is not None:
+        save_network(network_folder(folder), ready.network)
+        artifacts += tuple(_info(name, folder.read(name)) for name in NETWORK_FILES)
     _write_manifest(folder, artifacts)
     return artifacts
 

@@ -84,6 +84,7 @@ def trial_accuracy(
         request,
         inner=inner,
         genotype=genotype,
+        start=None,
         trials=None,
         learns_alpha=False,
         eval_steps=(inner.steps,),

@@ -68,6 +68,10 @@ class LocalWeights:
         if self.log_s is not None:
             self._bound.values.data.copy_(self.mean.detach())
 
+    def start_at_(self, mean: Vector) -> None:
+        """Sets the local mean to something else than the prior's, which stays what it is compared with."""
+        self.mean.data.copy_(torch.from_numpy(np.array(mean)))
+
     def zero_grad_(self) -> None:
         """Before a backward pass."""
         self._bound.zero_grad_()

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from common.config import NetworkConfig, SpaceConfig
+from common.config import SpaceConfig
 from common.cost import check_fits
-from common.errors import InvalidInputError
-from common.network_config import FullNetworkConfig, search_motif, stem_widths
+from common.network_config import derived_config, stem_widths
 from common.nn.cell import Mixture
 from common.nn.full import FullNetwork, build_full_network
 from common.nn.supernet import Supernet
@@ -52,26 +51,6 @@ def genotype_mixtures(
             weights[index, columns] = 1.0
         mixtures[kind] = Mixture(weights.to(device), tuple(tuple(sorted(columns)) for columns in active))
     return mixtures
-
-
-def derived_config(space: SpaceConfig, network: NetworkConfig, image_size: int, num_classes: int) -> FullNetworkConfig:
-    """The size of a network cut out of the supernet; its genotype and weights are all else there is to know.
-
-    Raises:
-        InvalidInputError: there is no head for the image size, or a kind of cell has no place in a full network.
-    """
-    if image_size not in network.heads:
-        sizes = ", ".join(str(size) for size in sorted(network.heads))
-        raise InvalidInputError(f"no head for image_size {image_size}; network.heads has {sizes}")
-    return search_motif(
-        space.cell_kinds,
-        cells=network.cells,
-        channels=network.channels,
-        stem_stride=network.heads[image_size],
-        num_classes=num_classes,
-        image_size=image_size,
-        image_channels=network.image_channels,
-    )
 
 
 def cut(supernet: Supernet, genotype: Genotype, image_size: int, classifier: nn.Linear) -> FullNetwork:

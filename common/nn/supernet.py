@@ -94,7 +94,7 @@ class Supernet(nn.Module):
             InvalidInputError: when there is no such head, or the mixtures do not fit the search space.
         """
         self._check(images, mixtures, image_size)
-        maps: Tensor = self.heads[str(image_size)](_match_channels(images, self.network.image_channels))
+        maps: Tensor = self.heads[str(image_size)](match_channels(images, self.network.image_channels))
         before, last = maps, maps
         for kind, cell in zip(self.network.cells, self.cells, strict=True):
             before, last = last, cell(before, last, mixtures[kind])
@@ -125,7 +125,8 @@ def build_supernet(space: SpaceConfig, network: NetworkConfig, seed: int) -> Sup
         return Supernet(space, network)
 
 
-def _match_channels(images: Tensor, image_channels: int) -> Tensor:
+def match_channels(images: Tensor, image_channels: int) -> Tensor:
+    """Grayscale images (batch, 1, height, width) repeated, or colour images averaged, to `image_channels`."""
     if images.shape[1] == image_channels:
         return images
     return images.expand(-1, 3, -1, -1) if image_channels == 3 else images.mean(dim=1, keepdim=True)

@@ -13,7 +13,7 @@ from common.derivation import Limits
 from common.errors import InvalidInputError, NotFoundError
 from common.evaluate_config import EvaluateConfig, load_evaluate_config
 from common.loading import apply_overrides, preset_names, preset_tree
-from common.network_config import cell_plans
+from common.network_config import cell_plans, derived_config
 from common.space.genotype import DerivationRule, Genotype
 from common.space.released import RELEASED
 from common.tasks import DatasetFile, TaskChoice
@@ -190,7 +190,8 @@ def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
         raise FieldError("spec.adapt.derivation", "limits need DERIVATION_RULE_TOP2_PAIRS; change it, or remove them")
     if spec.classes and spec.num_ways:
         raise FieldError("spec.adapt.num_ways", "leave it out where classes are named")
-    for name in ("num_ways", "image_size", "train_per_class", "test_per_class", "steps", "max_params", "max_macs"):
+    counts = ("num_ways", "image_size", "train_per_class", "test_per_class", "steps", "fine_tune_steps")
+    for name in (*counts, "max_params", "max_macs"):
         if getattr(spec, name) < 0:
             raise FieldError(f"spec.adapt.{name}", f"must be at least 0, got {getattr(spec, name)}")
     if spec.num_ways == 1 or len(spec.classes) == 1:
@@ -203,6 +204,11 @@ def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
     if size not in config.network.heads:
         sizes = ", ".join(str(known) for known in sorted(config.network.heads))
         raise FieldError("spec.adapt.image_size", f"must be one of the study's {sizes}, got {size}")
+    if spec.fine_tune_steps:
+        try:
+            derived_config(config.space, config.network, size, num_classes=2)  # any number will do
+        except InvalidInputError as error:
+            raise FieldError("spec.adapt.fine_tune_steps", f"leave it out; {error}") from None
     choice = TaskChoice(
         data=DatasetRef(source=spec.data.builtin or "uploaded"),
         classes=tuple(spec.classes) or spec.num_ways or None,
@@ -217,6 +223,7 @@ def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
         steps=spec.steps or None,
         derivation=_RULES[spec.derivation],
         limits=Limits(max_params=spec.max_params or None, max_macs=spec.max_macs or None),
+        fine_tune_steps=spec.fine_tune_steps or None,
         contribute=spec.contribute,
     )
 
@@ -353,6 +360,8 @@ def _adapt_result(summary: Mapping[str, Any]) -> pb.AdaptResult:
         result.evaluations.add(**evaluation)
     if summary.get("contributed_version") is not None:
         result.contributed_version = summary["contributed_version"]
+    if summary.get("fine_tuned") is not None:
+        result.fine_tuned.CopyFrom(pb.FineTuned(**summary["fine_tuned"]))
     return result
 
 
@@ -390,6 +399,7 @@ def _spec_message(spec: JobSpec) -> pb.JobSpec:
         derivation=next(value for value, rule in _RULES.items() if value and rule == spec.derivation),
         max_params=spec.limits.max_params or 0,
         max_macs=spec.limits.max_macs or 0,
+        fine_tune_steps=spec.fine_tune_steps or 0,
         contribute=spec.contribute,
     )
     if spec.prior_version is not None:

@@ -105,12 +105,12 @@ def wanted_artifacts(job: pb.Job, names: Sequence[str] | None) -> list[pb.Artifa
 
 
 def safe_name(name: str) -> str:
-    """An artifact's name as a file name.
+    """An artifact's name as that of a file in a folder, or in one of its subfolders.
 
     Raises:
         CorruptArtifactError: it would lie elsewhere.
     """
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
+    if "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise CorruptArtifactError(f"artifact name {name!r} is not a file name")
     return name
 

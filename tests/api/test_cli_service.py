@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reference.full_networks import trained
 from reference.gateway import Gateway, PlayedCoordinator
 from reference.processes import Run, command_line
 
 from common.loading import load
+from common.nn.export import inference_copy
+from common.nn.stored import load_network, save_network, weights_to_bytes
+from common.space.released import CIFAR_TUNED
 from coordinator.api.auth import read_tokens
 from coordinator.api.client import SearchClient
 from coordinator.jobs import FailureReason
@@ -112,7 +116,7 @@ def test_submit_passes_every_option_on(
         metasearch(
             *("submit", "--study", "mine", "--data", "digits", "--classes", "1, 7", "--steps", "3", "--json"),
             *("--image-size", "16", "--train-per-class", "5", "--test-per-class", "6", "--version", "0"),
-            *("--derive", "darts", "--seed", "9", "--priority", "8", "--gpu"),
+            *("--derive", "darts", "--seed", "9", "--priority", "8", "--gpu", "--fine-tune-steps", "4"),
         )
     )
     assert made["priority"] == 8 and made["needs_gpu"] is True and made["state"] == "JOB_STATE_QUEUED"
@@ -126,6 +130,7 @@ def test_submit_passes_every_option_on(
         "prior_version": "0",
         "seed": "9",
         "derivation": "DERIVATION_RULE_DARTS",
+        "fine_tune_steps": 4,
     }
     limited = answer(
         metasearch(
@@ -265,6 +270,33 @@ def test_result_and_its_files(
     (tmp_path / "file").write_text("x")
     code, _, err = metasearch("result", name, "--out", str(tmp_path / "file"))
     assert code == 5 and "cannot write" in err
+
+
+def test_a_jobs_network_is_exported(
+    metasearch: Run, client: SearchClient, coordinator: PlayedCoordinator, tenant: str, study: str, tmp_path: Path
+) -> None:
+    save_network(tmp_path / "net", trained(CIFAR_TUNED))
+    stored = {name: (tmp_path / "net" / name).read_bytes() for name in ("network.json", "weights.safetensors")}
+    out = tmp_path / "taken.py"
+    arguments = ("--format", "python", "--out", str(out))
+    for prefix in ("", "network/"):
+        name = client.submit(study, "digits").name
+        code, _, err = metasearch("export", name, *arguments)
+        assert code == 3 and f"{name} has no result yet" in err
+        files = {prefix + file: data for file, data in stored.items()}
+        coordinator.succeed(coordinator.start(tenant, name), {"result.json": b"{}", **files})
+        code, _, err = metasearch("export", name, *arguments)
+        assert code == 0, err
+        weights = out.with_suffix(".safetensors").read_bytes()
+        assert weights == weights_to_bytes(inference_copy(load_network(tmp_path / "net")).state_dict())
+        out.unlink()
+    code, _, err = metasearch("export", name, *arguments, "--channels", "4")
+    assert code == 2 and f"{name} says what its network is" in err and "--channels" in err
+    bare = client.submit(study, "digits").name
+    coordinator.succeed(coordinator.start(tenant, bare))
+    code, _, err = metasearch("export", bare, *arguments)
+    assert code == 2 and f"{bare} left no network" in err and "--fine-tune-steps" in err
+    assert not out.exists()
 
 
 # Mistakes

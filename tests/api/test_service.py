@@ -241,6 +241,8 @@ def test_validate_only_checks_and_creates_no_job(either: Any, client: SearchClie
         ({"classes": ["1", "2"], "num_ways": 2}, "spec.adapt.num_ways", "leave it out"),
         ({"steps": -1}, "spec.adapt.steps", "at least 0"),
         ({"steps": 2_000_000}, "spec.adapt.steps", "1000000"),
+        ({"fine_tune_steps": -1}, "spec.adapt.fine_tune_steps", "at least 0"),
+        ({"fine_tune_steps": 2_000_000}, "spec.adapt.fine_tune_steps", "1000000"),
         ({"seed": -1}, "spec.adapt.seed", "-1"),
         ({"max_params": -1}, "spec.adapt.max_params", "at least 0"),
         ({"prior_version": 5}, "spec.adapt.prior_version", "latest is 0"),
@@ -443,6 +445,30 @@ def test_result_of_an_adapt_job(
     assert dict(result.entropy_nats) == {"normal": 1.5, "reduction": 1.25}
     assert not result.HasField("contributed_version")
     assert [artifact.name for artifact in found.artifacts] == ["weights.safetensors", "result.json"]
+
+
+def test_a_fine_tuned_network_is_told_of_and_fetched_into_a_folder_of_its_own(
+    either: Any, client: SearchClient, coordinator: PlayedCoordinator, tenant: str, study: str, tmp_path: Path
+) -> None:
+    job = client.submit(study, "digits", fine_tune_steps=7)
+    assert job.spec.adapt.fine_tune_steps == 7
+    assert client.submit(study, "digits").spec.adapt.fine_tune_steps == 0
+    files = {"result.json": b"{}", "network/network.json": b"{ }", "network/weights.safetensors": b"w" * 9}
+    tuned = {"steps": 7, "accuracy": 0.875, "inductive_accuracy": 0.75, "inductive_loss_nats": 0.5}
+    coordinator.succeed(coordinator.start(tenant, job.name), files, {"fine_tuned": tuned})
+    assert either.get_job(job.name).adapt_result.fine_tuned == pb.FineTuned(**tuned)
+    either.download(job.name, tmp_path / "out")
+    for name, data in files.items():
+        assert (tmp_path / "out" / name).read_bytes() == data
+
+
+def test_fine_tuning_is_refused_where_the_network_could_not_be_stored(client: SearchClient) -> None:
+    flat = ["space.cell_kinds={flat = 1, reduction = 2}", 'network.cells=["flat", "reduction"]']
+    found = client.create_study("flat", preset="smoke", overrides=flat)
+    with pytest.raises(FieldError, match="'flat'") as caught:
+        client.submit(found.name, "digits", fine_tune_steps=1)
+    assert caught.value.field == "spec.adapt.fine_tune_steps"
+    client.submit(found.name, "digits")
 
 
 def test_result_of_a_meta_train_job_and_a_failure(

@@ -96,6 +96,18 @@ def test_a_folder_says_itself_what_its_network_is(metasearch: Run, tmp_path: Pat
     assert json.loads(out) == json.loads(expected)
 
 
+def test_the_folder_of_an_adaptation_stands_for_the_network_in_it(metasearch: Run, tmp_path: Path) -> None:
+    save_network(tmp_path / "adapt" / "network", trained(CIFAR_TUNED))
+    (tmp_path / "adapt" / "weights.safetensors").write_bytes(b"of the supernet")
+    outs = []
+    for name, folder in (("outer", "adapt"), ("inner", "adapt/network")):
+        out = tmp_path / name / "net.py"
+        code, _, err = metasearch("export", str(tmp_path / folder), "--format", "python", "--out", str(out))
+        assert code == 0, err
+        outs.append((out.read_bytes(), out.with_suffix(".safetensors").read_bytes()))
+    assert outs[0] == outs[1]
+
+
 def test_a_trained_network_is_exported_to_every_format(metasearch: Run, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     save_network(tmp_path / "net", trained(CIFAR_TUNED))

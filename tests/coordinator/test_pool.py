@@ -81,6 +81,16 @@ def test_any_number_of_workers_makes_the_prior_that_one_process_makes(
     assert pool.num_replaced == 0
 
 
+def test_workers_that_train_one_network_per_task_make_the_prior_that_one_process_makes(
+    make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    single = ("relaxation.kind=single_path", "relaxation.path_per=task", "outer.theta_average=users")
+    config = load("smoke", ["rounds=1", "families.0.tasks_per_round=4", *single], environment={})
+    store = PriorStore(tmp_path / "here")
+    here = study.run(study.begin(store, config), config, LocalExecutor(choose_device()), store, [], time.monotonic)
+    assert run_study(config, make_pool(2), tmp_path / "there").digest() == here.digest()
+
+
 @pytest.mark.parametrize(("num_workers", "tasks_per_result"), [(1, 2), (2, 1)])
 def test_workers_killed_in_every_round_are_replaced_and_the_prior_is_the_same(
     config: StudyConfig,

@@ -132,6 +132,32 @@ def test_relaxation_turns_hard_at_its_round(catalogs):
     assert kinds == [{"softmax"}, {"softmax"}, {"straight_through"}, {"straight_through"}]
 
 
+def test_a_path_per_task_is_one_genotype_drawn_from_the_prior_for_each_task(catalogs):
+    options = ("relaxation.hard_after_round=1", "relaxation.hard_kind=single_path")
+    config = smoke_config(*TWO_FAMILIES, *options, "relaxation.path_per=task")
+    prior = initial_prior(config)
+    hard = replace(prior, version=1)
+    assert {request.genotype for request in plan(prior, config, catalogs).requests} == {None}
+    drawn = [request.genotype for request in plan(hard, config, catalogs).requests]
+    assert len({genotype.to_json() for genotype in drawn}) == len(drawn)
+    assert drawn == [request.genotype for request in plan(hard, config, catalogs).requests]
+    per_step = smoke_config(*TWO_FAMILIES, *options)
+    assert {request.genotype for request in plan(hard, per_step, catalogs).requests} == {None}
+    # A prior that is sure draws what it is sure of.
+    space = config.space
+    sure = np.full((len(space.cell_kinds), space.topology.num_edges, len(space.ops)), -30.0, np.float32)
+    sure[:, :, space.ops.index("sep_conv_3x3")] = 0.0
+    sure[:, 2, :] = -30.0  # the second node's first source
+    sure[:, 2, space.ops.index("none")] = 0.0
+    certain = replace(hard, vectors={**hard.vectors, "alpha": sure.reshape(-1)})
+    for request in plan(certain, config, catalogs).requests:
+        for nodes in request.genotype.cells.values():
+            assert [[(edge.source, edge.primitive) for edge in node] for node in nodes] == [
+                [(0, "sep_conv_3x3"), (1, "sep_conv_3x3")],
+                [(1, "sep_conv_3x3"), (2, "sep_conv_3x3")],
+            ]
+
+
 def test_requests_say_whether_the_architecture_learns(catalogs):
     config = smoke_config(*TWO_FAMILIES, "outer.alpha_warmup_rounds=1")
     prior = initial_prior(config)

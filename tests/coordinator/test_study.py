@@ -400,3 +400,32 @@ def test_there_is_a_catalog_for_each_family_at_its_size():
     small = config.families[0].model_copy(update={"image_size": 8})
     config = config.model_copy(update={"families": (*config.families, small)})
     assert [arrays.image_shape[:2] for arrays in study.load_catalogs(config)] == [(16, 16), (8, 8)]
+
+
+# One network at a time
+
+
+@pytest.mark.parametrize("options", [("path_per=step", "uses"), ("path_per=task", "users")], ids=["step", "task"])
+def test_single_path_studies_end_in_the_same_bits_in_any_order_in_parts_and_resumed(executor, tmp_path, options):
+    path_per, average = options
+    overrides = (
+        "relaxation.hard_after_round=1",
+        "relaxation.hard_kind=single_path",
+        f"relaxation.{path_per}",
+        f"outer.theta_average={average}",
+    )
+    alone = smoke_config(*overrides, "cluster.tasks_per_partial_sum=1")
+    plain = smoke_config(*overrides, "outer.theta_average=tasks", "cluster.tasks_per_partial_sum=1")
+
+    def ended(name, config, runs=executor, should_stop=lambda: False, on_result=lambda result, rejection: None):
+        store = PriorStore(tmp_path / name)
+        prior = study.resume(store, config) if store.has_config() else study.begin(store, config)
+        return study.run(prior, config, runs, store, [], time.monotonic, should_stop, on_result).digest()
+
+    expected = ended("alone", alone)
+    assert ended("shuffled", alone, ShufflingExecutor(executor, seed=4)) == expected
+    assert ended("in parts", smoke_config(*overrides)) == expected
+    should_stop, on_result = stop_after(TASKS + 2)
+    assert ended("resumed", alone, executor, should_stop, on_result) != expected
+    assert ended("resumed", alone) == expected
+    assert ended("plain", plain) != expected, "dividing by use makes a difference"

@@ -212,19 +212,22 @@ class PlayedCoordinator:
     def fail(self, job: Job, reason: FailureReason = FailureReason.ADAPTATION_FAILED, message: str = "diverged") -> Job:
         return self.store.fail(self.epoch, job, time.time(), Failure(reason=reason, message=message))
 
-    def succeed(self, job: Job, files: Mapping[str, bytes] | None = None) -> Job:
-        """Stores files as a worker does, and an adapt job's result."""
+    def succeed(
+        self, job: Job, files: Mapping[str, bytes] | None = None, summary: Mapping[str, Any] | None = None
+    ) -> Job:
+        """Stores files as a worker does, and an adapt job's result; `summary` adds to it."""
         files = {"weights.safetensors": bytes(range(256)) * 10, "result.json": b"{}"} if files is None else files
         folder = self.artifacts / job.tenant / job.study / "jobs" / job.job_id / f"attempt-{job.epoch}-{job.attempt}"
         folder.mkdir(parents=True)
         for name, data in files.items():
-            if "/" not in name:
+            if ".." not in name:
+                (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes(data)
         artifacts = [
             {"name": name, "num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             for name, data in files.items()
         ]
-        result = {"summary": adapt_summary(), "artifacts": artifacts, "url": f"file://{folder}"}
+        result = {"summary": {**adapt_summary(), **(summary or {})}, "artifacts": artifacts, "url": f"file://{folder}"}
         return self.store.succeed(self.epoch, job, time.time(), result)
 
     def succeed_round(self, job: Job, digest: str = "cd" * 32) -> Job:

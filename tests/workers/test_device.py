@@ -30,6 +30,7 @@ from common.messages import AdaptRequest, AdaptResult
 from common.meta.prior import initial_prior
 from common.nn.cell import Mixture
 from common.nn.supernet import build_supernet
+from common.space.genotype import derive
 from common.streams import stream
 from common.tasks import LearningTask
 from workers.adapt import adapt
@@ -447,6 +448,23 @@ def test_hard_steps_run_other_ops_each_time_and_are_not_recorded(emulated_graphs
     hard = run(CPU, {"relaxation": "straight_through"}, {})
     assert emulated_graphs == []
     assert hard.train_losses == run(CPU, {"relaxation": "straight_through"}, {"cuda_graphs": False}).train_losses
+
+
+def test_steps_of_a_given_genotype_are_recorded_whatever_the_relaxation(emulated_graphs: list[EmulatedGraph]):
+    space = SpaceConfig(num_nodes=2)
+    uniform = np.ones((space.topology.num_edges, len(space.ops)))
+    genotype = derive(dict.fromkeys(space.cell_kinds, uniform), space.topology, space.ops, "sample", 3)
+    inner = {"relaxation": "single_path", "theta": SgdConfig(lr=0.05, weight_decay=0.0)}
+    recorded = run(CPU, inner, {}, genotype=genotype, eval_steps=(0, 7))
+    (graph,) = emulated_graphs
+    assert graph.num_replays == 7 - EAGER_STEPS
+    plain = run(CPU, inner, {"cuda_graphs": False}, genotype=genotype, eval_steps=(0, 7))
+    assert_close(recorded, plain, 1e-3)
+    assert recorded.update is not None
+    assert plain.update is not None
+    assert recorded.update.use is not None
+    assert plain.update.use is not None
+    assert np.array_equal(recorded.update.use, plain.update.use)
 
 
 def test_nothing_is_recorded_on_a_cpu_or_where_it_is_switched_off(emulated_graphs: list[EmulatedGraph], monkeypatch):

@@ -29,11 +29,14 @@ from common.errors import (
 )
 from common.loading import load
 from common.messages import AdaptRequest, ArtifactInfo, Interim, JobRequest, JobResult
+from common.meta.inherit import inherited_network
 from common.meta.prior import Prior, initial_prior
+from common.nn.stored import load_network
 from common.space.genotype import Genotype, derive
 from common.storage import ArtifactFolder
 from common.tasks import DatasetFile, LearningTask, TaskChoice
 from workers.actor import SearchWorker
+from workers.data.episodes import load_episode
 from workers.job import check_limits, entropies, environment, evaluation_steps, run_job
 from workers.runner import TaskRunner
 
@@ -417,3 +420,69 @@ def test_a_worker_forgets_a_job_that_failed(prior: Prior, tmp_path: Path):
         worker.run_job(request(tmp_path, version=3), prior)
     assert worker.status().task_id is None
     assert worker.run_job(request(tmp_path), prior).job_id == "job-1"
+
+
+# Networks that are ready to use
+
+
+def test_a_fine_tuned_network_is_stored_and_does_what_the_result_says(prior: Prior, tmp_path: Path):
+    steps: list[int] = []
+    result = run_job(RUNNER, prior, request(tmp_path, fine_tune_steps=6), steps.append)
+    content = results_in(tmp_path)
+    told = content["derived_network"]
+    assert steps == list(range(1, 5 + 6 + 1))
+    assert [entry["step"] for entry in told["evaluations"]] == [0, 1, 2, 5, 6]
+    assert (told["fine_tune_steps"], len(told["train_losses_nats"]), told["classes"]) == (6, 6, ["1", "7", "4"])
+    assert told["train_losses_nats"][-1] < math.log(3)
+    assert result.summary["fine_tuned"] == {
+        "steps": 6,
+        "accuracy": told["evaluations"][-1]["accuracy"],
+        "inductive_accuracy": told["inductive"]["accuracy"],
+        "inductive_loss_nats": told["inductive"]["loss_nats"],
+    }
+    names = ["weights.safetensors", "result.json", "network/weights.safetensors", "network/network.json"]
+    assert [artifact.name for artifact in result.artifacts] == names
+    for artifact in result.artifacts:
+        assert hashlib.sha256((tmp_path / artifact.name).read_bytes()).hexdigest() == artifact.sha256
+
+    network = load_network(tmp_path / "network")
+    assert network.genotype == genotype_of(content["genotype"])
+    episode = load_episode(LearningTask.model_validate(content["task"]))
+    with torch.no_grad():
+        logits = [
+            network(torch.from_numpy(image).permute(2, 0, 1)[None].expand(1, 3, -1, -1).float() / 127.5 - 1)
+            for image in episode.test_images
+        ]
+    found = torch.cat(logits).argmax(dim=1).numpy()
+    assert (found == episode.test_labels).mean() == pytest.approx(told["inductive"]["accuracy"])
+
+
+def test_fine_tuning_goes_on_where_the_adaptation_stopped(prior: Prior, tmp_path: Path):
+    run_job(RUNNER, prior, request(tmp_path, fine_tune_steps=1))
+    weights = load_tensors((tmp_path / "weights.safetensors").read_bytes())
+    told = results_in(tmp_path)["derived_network"]
+    adapted = inherited_network(weights, genotype_of(results_in(tmp_path)["genotype"]), SPACE, NETWORK, 16)
+    episode = load_episode(LearningTask.model_validate(results_in(tmp_path)["task"]))
+    images = torch.from_numpy(episode.test_images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float() / 127.5 - 1
+    with torch.no_grad():
+        accuracy = float((adapted(images).argmax(dim=1).numpy() == episode.test_labels).mean())
+    assert told["evaluations"][0]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_an_adaptation_is_the_same_with_and_without_fine_tuning(prior: Prior, tmp_path: Path):
+    plain = run_job(RUNNER, prior, request(tmp_path / "plain", returns_update=True))
+    tuned = run_job(RUNNER, prior, request(tmp_path / "tuned", returns_update=True, fine_tune_steps=2))
+    assert plain.artifacts[0] == tuned.artifacts[0]
+    assert plain.update is not None
+    assert tuned.update is not None
+    assert np.array_equal(plain.update.differences["body"], tuned.update.differences["body"])
+    assert "fine_tuned" not in plain.summary
+
+
+def test_a_network_that_could_not_be_stored_is_refused_before_the_work(prior: Prior, tmp_path: Path):
+    flat = SpaceConfig(num_nodes=2, cell_kinds={"flat": 1, "reduction": 2})
+    config = CONFIG.model_copy(
+        update={"space": flat, "network": NETWORK.model_copy(update={"cells": ("flat", "reduction")})}
+    )
+    with pytest.raises(InvalidInputError, match="has 'flat'"):
+        run_job(RUNNER, prior, request(tmp_path, config=config, fine_tune_steps=2), pytest.fail)

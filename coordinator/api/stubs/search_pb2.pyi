@@ -133,7 +133,7 @@ class DataSource(_message.Message):
     def __init__(self, builtin: _Optional[str] = ..., dataset: _Optional[str] = ..., url: _Optional[str] = ...) -> None: ...
 
 class AdaptSpec(_message.Message):
-    __slots__ = ("data", "classes", "num_ways", "image_size", "train_per_class", "test_per_class", "steps", "prior_version", "seed", "derivation", "max_params", "max_macs", "contribute")
+    __slots__ = ("data", "classes", "num_ways", "image_size", "train_per_class", "test_per_class", "steps", "prior_version", "seed", "derivation", "max_params", "max_macs", "contribute", "fine_tune_steps")
     DATA_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     NUM_WAYS_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class AdaptSpec(_message.Message):
     MAX_PARAMS_FIELD_NUMBER: _ClassVar[int]
     MAX_MACS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTE_FIELD_NUMBER: _ClassVar[int]
+    FINE_TUNE_STEPS_FIELD_NUMBER: _ClassVar[int]
     data: DataSource
     classes: _containers.RepeatedScalarFieldContainer[str]
     num_ways: int
@@ -160,7 +161,8 @@ class AdaptSpec(_message.Message):
     max_params: int
     max_macs: int
     contribute: bool
-    def __init__(self, data: _Optional[_Union[DataSource, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., num_ways: _Optional[int] = ..., image_size: _Optional[int] = ..., train_per_class: _Optional[int] = ..., test_per_class: _Optional[int] = ..., steps: _Optional[int] = ..., prior_version: _Optional[int] = ..., seed: _Optional[int] = ..., derivation: _Optional[_Union[DerivationRule, str]] = ..., max_params: _Optional[int] = ..., max_macs: _Optional[int] = ..., contribute: _Optional[bool] = ...) -> None: ...
+    fine_tune_steps: int
+    def __init__(self, data: _Optional[_Union[DataSource, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., num_ways: _Optional[int] = ..., image_size: _Optional[int] = ..., train_per_class: _Optional[int] = ..., test_per_class: _Optional[int] = ..., steps: _Optional[int] = ..., prior_version: _Optional[int] = ..., seed: _Optional[int] = ..., derivation: _Optional[_Union[DerivationRule, str]] = ..., max_params: _Optional[int] = ..., max_macs: _Optional[int] = ..., contribute: _Optional[bool] = ..., fine_tune_steps: _Optional[int] = ...) -> None: ...
 
 class MetaTrainSpec(_message.Message):
     __slots__ = ("until_version",)
@@ -219,7 +221,7 @@ class Artifact(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class AdaptResult(_message.Message):
-    __slots__ = ("prior_version", "genotype_json", "genotype_probability", "top_genotypes", "entropy_nats", "accuracy", "num_params", "num_macs", "evaluations", "contributed_version")
+    __slots__ = ("prior_version", "genotype_json", "genotype_probability", "top_genotypes", "entropy_nats", "accuracy", "num_params", "num_macs", "evaluations", "contributed_version", "fine_tuned")
     class EntropyNatsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +239,7 @@ class AdaptResult(_message.Message):
     NUM_MACS_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FINE_TUNED_FIELD_NUMBER: _ClassVar[int]
     prior_version: int
     genotype_json: str
     genotype_probability: float
@@ -247,7 +250,20 @@ class AdaptResult(_message.Message):
     num_macs: int
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
     contributed_version: int
-    def __init__(self, prior_version: _Optional[int] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., top_genotypes: _Optional[_Iterable[_Union[ScoredGenotype, _Mapping]]] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., accuracy: _Optional[float] = ..., num_params: _Optional[int] = ..., num_macs: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., contributed_version: _Optional[int] = ...) -> None: ...
+    fine_tuned: FineTuned
+    def __init__(self, prior_version: _Optional[int] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., top_genotypes: _Optional[_Iterable[_Union[ScoredGenotype, _Mapping]]] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., accuracy: _Optional[float] = ..., num_params: _Optional[int] = ..., num_macs: _Optional[int] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., contributed_version: _Optional[int] = ..., fine_tuned: _Optional[_Union[FineTuned, _Mapping]] = ...) -> None: ...
+
+class FineTuned(_message.Message):
+    __slots__ = ("steps", "accuracy", "inductive_accuracy", "inductive_loss_nats")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    INDUCTIVE_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    INDUCTIVE_LOSS_NATS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    accuracy: float
+    inductive_accuracy: float
+    inductive_loss_nats: float
+    def __init__(self, steps: _Optional[int] = ..., accuracy: _Optional[float] = ..., inductive_accuracy: _Optional[float] = ..., inductive_loss_nats: _Optional[float] = ...) -> None: ...
 
 class MetaTrainResult(_message.Message):
     __slots__ = ("prior_version", "prior_sha256")

@@ -17,6 +17,7 @@ from reference.priors import smoke_config
 from reference.processes import Run, command_line
 
 from common.artifacts import PriorStore
+from common.derivation import Limits
 from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from common.space.genotype import Genotype
 from common.telemetry import logger_for
@@ -30,7 +31,7 @@ from coordinator.local import LocalExecutor
 from coordinator.report import Panel, intervals_by_step
 from coordinator.sinks import JsonLinesSink, LogSink
 from workers.environment import environment
-from workers.job import evaluation_steps
+from workers.job import evaluation_steps, find_genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,7 +75,8 @@ def run(shared_image_cache, tmp_path_factory) -> Path:
     (task,) = fresh_tasks(config.families[0], "unseen", 1, seed=3)
     request = adapt_request(task, Arm("adapt", prior, config.adapt), config, evaluation_steps(config.adapt.steps))
     (result,) = executor.run(prior, [request])
-    store_result(folder / "adapt", result, task, prior, config, "top2_pairs")
+    found = find_genotype(result.probabilities, task, config, "top2_pairs", Limits())
+    store_result(folder / "adapt", result, task, prior, config, found, "top2_pairs")
     return folder
 
 
