@@ -100,7 +100,7 @@ def test_a_missing_file_is_answered_with_the_presets(name):
 @pytest.mark.parametrize("base", ['"nope"', "3", '["demo"]'])
 def test_a_file_with_an_unknown_preset_is_answered_with_the_presets(study_file, base):
     with pytest.raises(
-        NotFoundError, match=r"study\.toml starts from preset .*; presets are architecture, demo, paper, single_path, smoke"
+        NotFoundError, match=r"study\.toml starts from preset .*; presets are architecture, demo, paper, single_path"
     ):
         load(study_file(f"preset = {base}"), environment={})
 
