@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,7 @@ class NoisyTasks:
             yield result
 
 
+@lru_cache(maxsize=64)
 def study_of(method: str, seed: int, rounds: int) -> StudyConfig:
     """The study of a method. All have the search space, network and tasks of the preset `architecture`."""
     common = [f"seed={seed}", f"rounds={rounds}", "cluster.tasks_per_partial_sum=1"]
@@ -186,7 +187,7 @@ def _learn(job: Learning, folder: str) -> dict[str, Any]:
 def _derive(job: Derivation, task: LearningTask, episode: Episode, folder: str) -> str:
     if job.source is None:
         config = study_of("gradient", job.seed, 1)
-        prior = replace(initial_prior(config), tau=1.0)
+        prior = replace(_untrained(config.to_json()), tau=1.0)
         theta = config.adapt.theta.model_copy(update={"lr": 0.1})  # what suits an untrained supernet best
         arm = Arm("scratch", prior, config.adapt.model_copy(update={"theta": theta, "relaxation": "softmax"}))
     else:
@@ -222,10 +223,23 @@ def _train(
     start: Prior | None = None,
 ) -> float:
     config = study_of("trials", seed, 1)
+    fresh, request = _fresh_start(seed, task)
     trials = TrialsConfig(steps=int(steps), lr=lr)
-    request = replace(adapt_request(task, Arm("", initial_prior(config), config.inner), config, ()), trials=trials)
-    start = with_fresh_weights(initial_prior(config), request, _supernet(config)) if start is None else start
-    return trial_accuracy(genotype, start, request, episode, _supernet(config))
+    return trial_accuracy(genotype, start or fresh, replace(request, trials=trials), episode, _supernet(config))
+
+
+@lru_cache(maxsize=64)
+def _fresh_start(seed: int, task: LearningTask) -> tuple[Prior, AdaptRequest]:
+    """Weights that all networks of a task and meta-seed start from."""
+    config = study_of("trials", seed, 1)
+    prior = _untrained(config.to_json())
+    request = adapt_request(task, Arm("", prior, config.inner), config, ())
+    return with_fresh_weights(prior, request, _supernet(config)), request
+
+
+@lru_cache(maxsize=8)
+def _untrained(config_json: str) -> Prior:
+    return initial_prior(StudyConfig.model_validate_json(config_json))
 
 
 def random_genotype(seed: int, *keys: str | int) -> Genotype:
@@ -474,7 +488,7 @@ def main() -> None:
 
     family = study_of("trials", 0, 1).families[0]
     tasks = tuple(fresh_tasks(family, "unseen", 6 if options.quick else options.tasks, TASK_SEED))
-    plan = Plan(tuple(options.conditions), tuple(options.meta_seeds), tasks, 12, 30, 200, 3, 8)
+    plan = Plan(tuple(options.conditions), tuple(options.meta_seeds), tasks, 12, 30, 300, 3, 8)
     if options.quick:
         plan = Plan(("noise",), tuple(options.meta_seeds[:1]), tasks, 6, 10, 40, 1, 0)
     started_s = time.monotonic()
