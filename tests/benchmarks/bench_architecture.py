@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,16 +47,28 @@ from workers.data.episodes import Episode, load_episode
 from workers.device import use_single_thread
 from workers.trials import trial_accuracy, with_fresh_weights, with_trials
 
+Block = tuple[str, int]  # condition and meta-seed
+
+
+class Recipe(TypedDict):
+    """How a network is trained: steps, and the learning rate at first, which falls to zero."""
+
+    steps: int
+    lr: float
+
+
 TASK_SEED = 60_000  # used for nothing but this benchmark; methods were chosen on tasks of meta-training
 CONDITIONS = {"clean": 0.0, "noise": 1.0}
 SIZE_TOLERANCE = 0.1
-NUM_RANDOM = 1  # networks per task and meta-seed; their mean is the arm
-FROM_SCRATCH = {"steps": 80, "lr": 0.1}
+NUM_BEST_OF = 20
+FROM_SCRATCH: Recipe = {"steps": 80, "lr": 0.1}
 TRIAL_STEPS = 40  # as in the preset `architecture`
-INHERITED = {"steps": 20, "lr": 0.05}
+INHERITED: Recipe = {"steps": 20, "lr": 0.05}
 PRIOR, AS_LEARNT, GRADIENT = "prior, adapted", "prior, as learnt", "prior by gradient, adapted"
 SCRATCH, SCRATCH_TRIALS = "scratch search, as many steps", "scratch search by trials"
 RANDOM, BEST, INHERITS = "random, equal size", "best of 20", "random, inherited, 20 steps"
+HEADLINE = (PRIOR, SCRATCH, RANDOM, BEST)
+ALL_ARMS = (*HEADLINE, AS_LEARNT, GRADIENT, SCRATCH_TRIALS)
 
 
 @dataclass(frozen=True)
@@ -218,13 +230,13 @@ def _train(
     seed: int,
     task: LearningTask,
     episode: Episode,
-    steps: float,
+    steps: int,
     lr: float,
     start: Prior | None = None,
 ) -> float:
     config = study_of("trials", seed, 1)
     fresh, request = _fresh_start(seed, task)
-    trials = TrialsConfig(steps=int(steps), lr=lr)
+    trials = TrialsConfig(steps=steps, lr=lr)
     return trial_accuracy(genotype, start or fresh, replace(request, trials=trials), episode, _supernet(config))
 
 
@@ -334,91 +346,98 @@ class Plan:
     conditions: tuple[str, ...]
     seeds: tuple[int, ...]
     tasks: tuple[LearningTask, ...]
+    arms: tuple[str, ...]
     rounds: int
     gradient_rounds: int
     single_path_rounds: int
     other_tasks: int
     search_trials: int
 
+    @property
+    def blocks(self) -> list[Block]:
+        """What a prior is learnt for."""
+        return [(condition, seed) for condition in self.conditions for seed in self.seeds]
 
-def genotypes_by_arm(plan: Plan, results: Results) -> dict[str, dict[tuple[str, int], list[list[Genotype]]]]:
-    """The genotypes of each arm: per condition and meta-seed a list over tasks, of one genotype or several."""
-    blocks = [(condition, seed) for condition in plan.conditions for seed in plan.seeds]
-    tasks = [task.model_dump_json() for task in plan.tasks]
-    learnt = {block: Learning("trials", *block, plan.rounds) for block in blocks}
-    by_gradient = {block: Learning("gradient", *block, plan.gradient_rounds) for block in blocks}
-    results.of(list(learnt.values()), "Priors by trials")
-    results.of(list(by_gradient.values()), "Priors by gradient")
+    def learning(self, method: str, block: Block) -> Learning:
+        """The prior of a method."""
+        rounds = {"trials": self.rounds, "gradient": self.gradient_rounds, "single_path": self.single_path_rounds}
+        return Learning(method, *block, rounds[method])
 
-    def derived(label: str, job: Callable[[tuple[str, int], str], Job]) -> dict[tuple[str, int], list[list[Genotype]]]:
-        jobs = [job(block, task) for block in blocks for task in tasks]
-        found = iter(results.of(jobs, label))
-        return {block: [[Genotype.from_json(next(found))] for _ in tasks] for block in blocks}
+    def derivation(self, arm: str, block: Block, task: LearningTask) -> Derivation | TrialSearch:
+        """How an arm finds its genotype for a task."""
+        text = task.model_dump_json()
+        if arm == SCRATCH_TRIALS:
+            # One search per task and condition, whatever the meta-seed: nothing of it is learnt from other tasks.
+            return TrialSearch(block[0], 0, text, self.search_trials, TRIAL_STEPS)
+        method = {PRIOR: "trials", AS_LEARNT: "trials", GRADIENT: "gradient", SCRATCH: None}[arm]
+        source = None if method is None else self.learning(method, block)
+        return Derivation(source, *block, text, adapts=arm != AS_LEARNT)
 
+    def trials_of_20(self, block: Block) -> list[Training]:
+        """Random genotypes on other tasks, genotype by genotype; scored as the prior's trials are: the same signal."""
+        condition, seed = block
+        family = study_of("trials", seed, 1).families[0]
+        others = fresh_tasks(family, "meta_train", self.other_tasks, TASK_SEED + seed)
+        return [
+            Training(genotype.to_json(), condition, seed, task.model_dump_json(), TRIAL_STEPS, FROM_SCRATCH["lr"])
+            for genotype in candidates_of_20(seed)
+            for task in others
+        ]
+
+
+def candidates_of_20(seed: int) -> list[Genotype]:
+    """What the best of 20 is chosen from."""
+    return [random_genotype(seed, "best of 20", number) for number in range(NUM_BEST_OF)]
+
+
+def genotypes_by_arm(plan: Plan, results: Results) -> dict[str, dict[Block, list[Genotype]]]:
+    """The genotypes of each arm: per condition and meta-seed, one for each task."""
+    derived = [arm for arm in plan.arms if arm not in (RANDOM, BEST)]
+    methods = ["trials", "single_path", *(["gradient"] if GRADIENT in derived else [])]
+    learning: list[Job] = [plan.learning(method, block) for method in methods for block in plan.blocks]
+    alone = [arm for arm in (SCRATCH, SCRATCH_TRIALS) if arm in derived]
+    # Long ones first, and the many short ones that need no prior fill what is left.
+    learning += [plan.derivation(arm, block, task) for arm in alone for block in plan.blocks for task in plan.tasks]
+    learning += [job for block in plan.blocks for job in plan.trials_of_20(block)]
+    results.of(learning, "Priors, searches from scratch, best of 20")
+
+    jobs = [plan.derivation(arm, block, task) for arm in derived for block in plan.blocks for task in plan.tasks]
+    found = iter(results.of(jobs, "Genotypes"))
     arms = {
-        PRIOR: derived(PRIOR, lambda block, task: Derivation(learnt[block], *block, task)),
-        AS_LEARNT: derived(AS_LEARNT, lambda block, task: Derivation(learnt[block], *block, task, adapts=False)),
-        GRADIENT: derived(GRADIENT, lambda block, task: Derivation(by_gradient[block], *block, task)),
-        SCRATCH: derived(SCRATCH, lambda block, task: Derivation(None, *block, task)),
+        arm: {block: [Genotype.from_json(next(found)) for _ in plan.tasks] for block in plan.blocks} for arm in derived
     }
-    if plan.search_trials:
-        # One search per task and condition, whatever the meta-seed: nothing of it is learnt from other tasks.
-        arms[SCRATCH_TRIALS] = derived(
-            SCRATCH_TRIALS, lambda block, task: TrialSearch(block[0], 0, task, plan.search_trials, TRIAL_STEPS)
-        )
     arms[RANDOM] = {
         block: [
-            [equal_sized(arms[PRIOR][block][index][0], block[1], task.task_id, number) for number in range(NUM_RANDOM)]
-            for index, task in enumerate(plan.tasks)
+            equal_sized(genotype, block[1], task.task_id)
+            for genotype, task in zip(arms[PRIOR][block], plan.tasks, strict=True)
         ]
-        for block in blocks
+        for block in plan.blocks
     }
-    arms[BEST] = {block: [[_best_of_20(block, plan, results)]] * len(tasks) for block in blocks}
+    arms[BEST] = {}
+    for block in plan.blocks:
+        scores = np.array(results.of(plan.trials_of_20(block), BEST)).reshape(NUM_BEST_OF, -1)
+        best = candidates_of_20(block[1])[int(scores.mean(axis=1).argmax())]
+        arms[BEST][block] = [best for _ in plan.tasks]
     return arms
-
-
-def _best_of_20(block: tuple[str, int], plan: Plan, results: Results) -> Genotype:
-    condition, seed = block
-    family = study_of("trials", seed, 1).families[0]
-    others = fresh_tasks(family, "meta_train", plan.other_tasks, TASK_SEED + seed)
-    genotypes = [random_genotype(seed, "best of 20", number) for number in range(NUM_BEST_OF)]
-    # Scored as the prior's trials are: the same signal.
-    jobs = [
-        Training(genotype.to_json(), condition, seed, task.model_dump_json(), TRIAL_STEPS, FROM_SCRATCH["lr"])
-        for genotype in genotypes
-        for task in others
-    ]
-    scores = np.array(results.of(jobs, f"{BEST}, {condition}, meta-seed {seed}")).reshape(NUM_BEST_OF, -1)
-    return genotypes[int(scores.mean(axis=1).argmax())]
 
 
 def measured(plan: Plan, results: Results) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
     """Test accuracies of each arm, (conditions, meta-seeds, tasks), and mean parameters of its networks."""
     arms = genotypes_by_arm(plan, results)
-    single_path = {
-        (condition, seed): Learning("single_path", condition, seed, plan.single_path_rounds)
-        for condition in plan.conditions
-        for seed in plan.seeds
-    }
-    shape = (len(plan.conditions), len(plan.seeds), len(plan.tasks), -1)
-
-    def trained(name: str, inherited: bool) -> NDArray[np.float64]:
-        recipe = INHERITED if inherited else FROM_SCRATCH
-        jobs = [
-            Training(genotype.to_json(), *block, task.model_dump_json(), **recipe, inherits=source)  # type: ignore[arg-type]
-            for block, by_task in arms[name].items()
-            for task, genotypes in zip(plan.tasks, by_task, strict=True)
-            for genotype in genotypes
-            for source in [single_path[block] if inherited else None]
-        ]
-        label = f"{name}: {recipe['steps']} steps"
-        return np.array(results.of(jobs, label)).reshape(shape).mean(axis=-1)
-
-    accuracies = {name: trained(name, inherited=False) for name in arms}
-    results.of(list(single_path.values()), "Priors of single paths")
-    accuracies[INHERITS] = trained(RANDOM, inherited=True)
+    jobs: dict[str, list[Training]] = {name: [] for name in (*arms, INHERITS)}
+    for block in plan.blocks:
+        for index, task in enumerate(plan.tasks):
+            text = task.model_dump_json()
+            for name in arms:
+                jobs[name].append(Training(arms[name][block][index].to_json(), *block, text, **FROM_SCRATCH))
+            inherited = plan.learning("single_path", block)
+            again = arms[RANDOM][block][index].to_json()
+            jobs[INHERITS].append(Training(again, *block, text, **INHERITED, inherits=inherited))
+    results.of([job for of_arm in jobs.values() for job in of_arm], "Trainings")
+    shape = (len(plan.conditions), len(plan.seeds), len(plan.tasks))
+    accuracies = {name: np.array(results.of(of_arm, name)).reshape(shape) for name, of_arm in jobs.items()}
     sizes = {
-        name: float(np.mean([num_params(each) for by_task in of_arm.values() for group in by_task for each in group]))
+        name: float(np.mean([num_params(each) for by_task in of_arm.values() for each in by_task]))
         for name, of_arm in arms.items()
     }
     return accuracies, {**sizes, INHERITS: sizes[RANDOM]}
@@ -478,6 +497,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=16, help="fresh tasks, at least 10 for a claim")
     parser.add_argument("--meta-seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
+    parser.add_argument("--arms", choices=("headline", "all"), default="all", help="without or with ablations")
     parser.add_argument("--quick", action="store_true", help="noise, one meta-seed, few tasks and rounds: a look")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path("runs/bench-architecture"), help="where results are kept")
@@ -488,9 +508,10 @@ def main() -> None:
 
     family = study_of("trials", 0, 1).families[0]
     tasks = tuple(fresh_tasks(family, "unseen", 6 if options.quick else options.tasks, TASK_SEED))
-    plan = Plan(tuple(options.conditions), tuple(options.meta_seeds), tasks, 12, 30, 300, 3, 8)
+    arms = ALL_ARMS if options.arms == "all" else HEADLINE
+    plan = Plan(tuple(options.conditions), tuple(options.meta_seeds), tasks, arms, 12, 30, 300, 3, 8)
     if options.quick:
-        plan = Plan(("noise",), tuple(options.meta_seeds[:1]), tasks, 6, 10, 40, 1, 0)
+        plan = Plan(("noise",), tuple(options.meta_seeds[:1]), tasks, HEADLINE, 6, 10, 40, 1, 0)
     started_s = time.monotonic()
     accuracies, sizes = measured(plan, Results(options.cache, options.processes))
     for index, condition in enumerate(plan.conditions):
