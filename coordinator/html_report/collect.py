@@ -298,15 +298,24 @@ def _adaptation(folder: Path, content: Mapping[str, Any], origin: Origin, files:
     evaluations = content["evaluations"]
     num_classes = len(content["task"]["classes"])
     cost = content.get("network")
-    curve = Curve(tuple(float(each["accuracy"]) for each in evaluations))
-    steps = tuple(int(each["step"]) for each in evaluations)
+    panels = [(f"{num_classes}-way task", "from the prior", evaluations)]
+    if "derived_network" in content:
+        panels.append(("Derived network, fine-tuned", "inherited weights", content["derived_network"]["evaluations"]))
     return Report(
         kind="adaptation",
         name=origin.name,
         began=origin.began,
         ended=origin.ended or _modified(folder / RESULT),
         task=content["task"],
-        accuracy=(Accuracy(f"{num_classes}-way task", steps, {"from the prior": curve}, 1 / num_classes),),
+        accuracy=tuple(
+            Accuracy(
+                title,
+                tuple(int(each["step"]) for each in of_panel),
+                {arm: Curve(tuple(float(each["accuracy"]) for each in of_panel))},
+                1 / num_classes,
+            )
+            for title, arm, of_panel in panels
+        ),
         train_losses=tuple(float(loss) for loss in content["train_losses_nats"]),
         seconds={"adaptation": float(content["adapt_s"])},
         images_per_s=float(content["images_per_s"]),
@@ -320,7 +329,8 @@ def _adaptation(folder: Path, content: Mapping[str, Any], origin: Origin, files:
         posteriors=(Posterior("adapted", probabilities),),
         entropies={kind: float(value) for kind, value in posterior["entropy_nats"].items()},
         environment=dict(content["environment"]),
-        facts=_plain_facts(content, ("prior", "job", "limits", "evaluation_mode", "batch_size")),
+        facts=_plain_facts(content, ("prior", "job", "limits", "evaluation_mode", "batch_size"))
+        | _plain_facts(content.get("derived_network", {}), ("inductive", "inductive_mode", "input", "fine_tune_s")),
         files=files,
     )
 

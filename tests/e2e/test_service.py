@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 from common.artifacts import PriorStore
 from common.loading import load
+from common.nn.stored import load_network
 from coordinator import study
 from coordinator.api.client import SearchClient
 from coordinator.api.stubs import search_pb2 as pb
@@ -88,8 +89,12 @@ def test_images_of_ones_own_are_adapted_to_within_limits_and_the_results_come_ba
     service: Service, trained: pb.Job, tmp_path: Path
 ) -> None:
     archive = write_digits(tmp_path / "mine.zip", (3, 5, 8))
-    free = service.client.wait(service.client.submit(STUDY, archive, steps=2, test_per_class=5).name)
+    free = service.client.wait(service.client.submit(STUDY, archive, steps=2, test_per_class=5, fine_tune_steps=3).name)
     assert free.state == pb.JOB_STATE_SUCCEEDED, free
+    assert free.adapt_result.fine_tuned.steps == 3
+    service.client.download(free.name, tmp_path / "free")
+    network = load_network(tmp_path / "free" / "network")
+    assert network.genotype.to_json() == free.adapt_result.genotype_json
     most = free.adapt_result.num_params - 1
     job = service.client.wait(service.client.submit(STUDY, archive, steps=2, test_per_class=5, max_params=most).name)
     assert job.state == pb.JOB_STATE_SUCCEEDED, job

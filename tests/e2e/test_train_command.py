@@ -14,6 +14,7 @@ from reference.processes import METASEARCH, environment_without_ray, kill_with_d
 
 from common.artifacts import PriorStore
 from common.loading import load
+from common.nn.stored import load_network
 from coordinator import study
 from coordinator.local import LocalExecutor
 from workers.device import choose_device
@@ -96,6 +97,8 @@ def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
         "--json",
         "--derive",
         "darts",
+        "--fine-tune-steps",
+        "3",
     )
     output, messages = adapted.communicate(timeout=90)
     assert adapted.returncode == 0, messages
@@ -107,6 +110,9 @@ def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
     assert set(result["genotype"]["cells"]) == {"normal", "reduction"}
     assert (run / "adapt" / "cells.png").stat().st_size > 0
     assert json.loads((run / "adapt" / "result.json").read_text()) == result
+    assert result["derived_network"]["fine_tune_steps"] == 3
+    assert 0 <= result["derived_network"]["inductive"]["accuracy"] <= 1
+    assert load_network(run / "adapt" / "network").genotype.model_dump(mode="json") == result["genotype"]
 
 
 def wait_for_version(run: Path, version: int, process: subprocess.Popen[str]) -> None:

@@ -112,6 +112,25 @@ def test_help_explains_and_gives_an_example_of_use(metasearch: Run) -> None:
     assert code == 0 and "Usage: metasearch report" in out and "metasearch report runs/mine" in out
 
 
+def test_a_network_that_an_adaptation_left_is_part_of_its_page(metasearch: Run, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapt"
+    shutil.copytree(run / "adapt", folder)
+    content = json.loads((folder / "result.json").read_text())
+    marks = [{"step": step, "accuracy": step / 8, "loss_nats": 1.0} for step in (0, 3, 7)]
+    content["derived_network"] = {"evaluations": marks, "inductive": {"accuracy": 0.8125, "loss_nats": 0.5}}
+    (folder / "result.json").write_text(json.dumps(content))
+    code, _, err = metasearch("report", str(folder))
+    assert code == 0, err
+    page = (folder / "report.html").read_text()
+    assert "Derived network, fine-tuned" in page and "0.8125" in page
+    assert "Derived network, fine-tuned" not in page_of(metasearch, run / "adapt", tmp_path / "plain.html")
+
+
+def page_of(metasearch: Run, folder: Path, out: Path) -> str:
+    assert metasearch("report", str(folder), "--out", str(out))[0] == 0
+    return out.read_text()
+
+
 def test_a_runs_page_lies_in_its_folder_and_is_the_same_again(metasearch: Run, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(run, folder)
