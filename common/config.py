@@ -243,6 +243,24 @@ class InnerConfig(Frozen):
         return penalties
 
 
+class TrialsConfig(Frozen):
+    """An architecture learnt from trials: per task some genotypes are drawn from the prior, each is trained by itself
+    for a few steps, and held-out accuracy moves the logits (score-function gradient; reconstruction)."""
+
+    num_genotypes: int = Field(8, ge=2)
+    """Per task."""
+    steps: int = Field(40, ge=1)
+    batch_size: int = Field(32, ge=2)
+    lr: PositiveFloat = 0.1
+    """At first; along a cosine to zero."""
+    weights: Literal["fresh", "prior"] = "fresh"
+    """Where training starts: weights drawn anew for each task, or the prior's."""
+    rate: PositiveFloat = 10.0
+    """Nats that a pair's logit gains for each unit of accuracy that its genotypes have above the task's mean."""
+    shared_by_op: Fraction = 0.5
+    """Share of a gain that all pairs with the same op in the same kind of cell have in common."""
+
+
 class OuterConfig(Frozen):
     """The outer step: how local parameters move the prior (Reptile)."""
 
@@ -265,6 +283,9 @@ class OuterConfig(Frozen):
     weighting: Literal["uniform", "examples"] = "uniform"
     examples_power: NonNegativeFloat = 1.0
     """examples: a task weighs (number of training images) to this power."""
+    alpha_trials: TrialsConfig | None = None
+    """Learn the architecture from trials; from gradients where not given. Needs alpha_average 'logits' and
+    space.normalisation 'node', since scores add up and sources compete."""
     alpha_warmup_rounds: int = Field(0, ge=0)
     """Rounds in which the weights learn alone. A guard against collapse."""
     max_parameter_free_edges: int | None = Field(None, ge=0)
@@ -280,6 +301,11 @@ class OuterConfig(Frozen):
             raise ValueError(
                 f"rule {self.rule!r} is no sum to divide by {self.theta_average}; "
                 "set outer.theta_average to 'tasks', or outer.rule to 'mean'"
+            )
+        if self.alpha_trials is not None and self.alpha_average != "logits":
+            raise ValueError(
+                f"alpha_trials moves logits, alpha_average is {self.alpha_average!r}; "
+                "set outer.alpha_average to 'logits'"
             )
         return self
 
@@ -370,6 +396,11 @@ class StudyConfig(Frozen):
                     raise ValueError(f"{name}.cost: {problem}")
         if self.inner.weights != self.adapt.weights or self.inner.gaussian_scale != self.adapt.gaussian_scale:
             raise ValueError("inner.weights and adapt.weights must agree (gaussian_scale too): they share one prior")
+        if self.outer.alpha_trials is not None and self.space.normalisation != "node":
+            raise ValueError(
+                f"outer.alpha_trials chooses sources too, space.normalisation is {self.space.normalisation!r}; "
+                "set space.normalisation to 'node'"
+            )
         if self.outer.theta_average != "tasks" and self.inner.weights != "map":
             raise ValueError(
                 f"outer.theta_average {self.outer.theta_average!r} knows no standard deviations; "

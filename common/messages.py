@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import DatasetRef, InnerConfig, NetworkConfig, RelaxationKind, SpaceConfig, StudyConfig
+from common.config import (
+    DatasetRef,
+    InnerConfig,
+    NetworkConfig,
+    RelaxationKind,
+    SpaceConfig,
+    StudyConfig,
+    TrialsConfig,
+)
 from common.derivation import Limits
 from common.evaluate_config import EvaluateConfig
 from common.meta.aggregate import FixedPointSum
@@ -33,6 +41,7 @@ class AdaptRequest:
         returns_weights: True where the adapted weights themselves are wanted.
         genotype: with it, only its ops are computed, each with weight 1: the derived network learns, by itself, and the
             architecture neither learns nor is relaxed.
+        trials: with it, the update's architecture comes from trials; see `workers.trials`.
         start: local weights to start from instead of the prior's and a classifier of zeros, as in
             `AdaptResult.weights`; of these `body`, the head and the classifier count.
     """
@@ -50,6 +59,7 @@ class AdaptRequest:
     returns_update: bool = True
     returns_weights: bool = False
     genotype: Genotype | None = None
+    trials: TrialsConfig | None = None
     start: Mapping[str, Vector] | None = None
 
     @property

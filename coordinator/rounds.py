@@ -70,6 +70,8 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
         catalogs: images of each family of tasks, in the order of `config.families`.
     """
     relaxation, _ = config.relaxation.at(prior.version, config.rounds)
+    is_learning = learns_alpha(prior, config)
+    trials = config.outer.alpha_trials if is_learning else None
     kind = relaxation if config.inner.relaxation == "prior" else config.inner.relaxation
     draws_genotypes = kind == "single_path" and config.relaxation.path_per == "task"
     requests = []
@@ -86,7 +88,8 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
                     version=prior.version,
                     relaxation=relaxation,
                     tau=prior.tau,
-                    learns_alpha=learns_alpha(prior, config),
+                    learns_alpha=is_learning and trials is None,
+                    trials=trials,
                     genotype=drawn_genotype(prior, config, task_id) if draws_genotypes else None,
                 )
             )

@@ -16,6 +16,7 @@ from common.nn.supernet import Supernet, build_supernet
 from workers.adapt import OnEvaluation, adapt
 from workers.data.episodes import Episode, load_episode
 from workers.device import use_single_thread
+from workers.trials import with_trials
 
 MIN_BATCH_SIZE = 2
 
@@ -103,7 +104,8 @@ class TaskRunner:
     ) -> AdaptResult | None:
         try:
             supernet = self._supernet(request.space, request.network)
-            return adapt(prior, request, episode, supernet, on_step, on_evaluation)
+            result = adapt(prior, request, episode, supernet, on_step, on_evaluation)
+            return result if request.trials is None else with_trials(result, prior, request, episode, supernet)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise

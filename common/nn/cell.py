@@ -1,5 +1,6 @@
 """A cell of the supernet: every candidate op on every edge, mixed by architecture weights that come from outside."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +112,7 @@ class Cell(nn.Module):
     def _fused(self, library: Library, input0: Tensor, input1: Tensor, mixture: Mixture) -> Tensor:
         active = mixture.active
         computed = np.ones((self.topology.num_edges, len(self.primitives)), np.uint8)
-        weights: list[Tensor | None] = list(self.preprocess.parameters())
+        weights: list[Tensor | None] = [weight for fit in self.preprocess for weight in _weights(fit)]
         for edge, ops in enumerate(self.edges):
             assert isinstance(ops, nn.ModuleDict)
             if active is not None:
@@ -119,7 +120,7 @@ class Cell(nn.Module):
                 computed[edge, list(active[edge])] = 1
             for column, primitive in enumerate(self.primitives):
                 if primitive in ops:
-                    weights += [weight if computed[edge, column] else None for weight in ops[primitive].parameters()]
+                    weights += [weight if computed[edge, column] else None for weight in _weights(ops[primitive])]
         shape = CellShape(
             self.primitives, self.topology.num_nodes, self.channels, self.input_strides, self.stride, computed
         )
@@ -141,6 +142,11 @@ class Cell(nn.Module):
 
     def _stride_from(self, source: int) -> int:
         return self.stride if source < NUM_CELL_INPUTS else 1
+
+
+def _weights(op: nn.Module) -> Iterator[Tensor]:
+    """What `op.parameters()` yields, from its convolutions: a fifth of a step of one genotype went into that walk."""
+    return (conv.weight for conv in op.children() if isinstance(conv, nn.Conv2d))
 
 
 class _Source:

@@ -33,10 +33,10 @@ def study_file(tmp_path):
 
 
 def test_the_presets_are_listed_by_name():
-    assert preset_names() == ("demo", "paper", "single_path", "smoke")
+    assert preset_names() == ("architecture", "demo", "paper", "single_path", "smoke")
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "single_path", "smoke"])
+@pytest.mark.parametrize("name", ["architecture", "demo", "paper", "single_path", "smoke"])
 def test_every_preset_is_valid_and_survives_json(name):
     config = load(name, environment={})
     assert validate(json.loads(config.to_json())) == config
@@ -92,7 +92,7 @@ def test_a_preset_wins_over_a_file_of_the_same_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["smok", "no/such/file.toml", ".", ""])
 def test_a_missing_file_is_answered_with_the_presets(name):
     with pytest.raises(
-        NotFoundError, match=rf"no preset or file '{name}'; presets are demo, paper, single_path, smoke"
+        NotFoundError, match=rf"no preset or file '{name}'; presets are architecture, demo, paper, single_path, smoke"
     ):
         load(name, environment={})
 
@@ -100,7 +100,7 @@ def test_a_missing_file_is_answered_with_the_presets(name):
 @pytest.mark.parametrize("base", ['"nope"', "3", '["demo"]'])
 def test_a_file_with_an_unknown_preset_is_answered_with_the_presets(study_file, base):
     with pytest.raises(
-        NotFoundError, match=r"study\.toml starts from preset .*; presets are demo, paper, single_path, smoke"
+        NotFoundError, match=r"study\.toml starts from preset .*; presets are architecture, demo, paper, single_path"
     ):
         load(study_file(f"preset = {base}"), environment={})
 
@@ -326,6 +326,17 @@ def test_differences_are_divided_by_use_only_where_they_are_summed_as_points(ave
     ):
         load_smoke(*gaussian, f"outer.theta_average={average}")
     assert load_smoke(*gaussian).outer.theta_average == "tasks"
+
+
+def test_trials_need_logits_that_add_up_and_sources_that_compete():
+    trials = "outer.alpha_trials={steps = 5}"
+    with pytest.raises(InvalidInputError, match=r"outer: alpha_trials moves logits, .*alpha_average to 'logits'"):
+        load_smoke(trials)
+    with pytest.raises(InvalidInputError, match=r"alpha_trials chooses sources too, .*normalisation to 'node'"):
+        load_smoke(trials, "outer.alpha_average=logits", "space.normalisation=edge")
+    config = load_smoke(trials, "outer.alpha_average=logits", "space.normalisation=node")
+    assert config.outer.alpha_trials is not None
+    assert config.outer.alpha_trials.steps == 5
 
 
 def test_all_mistakes_are_named_at_once():
