@@ -23,7 +23,7 @@ from common.errors import (
 from common.loading import load, preset_names
 from common.space.genotype import DerivationRule
 from common.tasks import validate_choice
-from coordinator import client_cli, evaluate_cli, network_cli, report_cli, serving_cli
+from coordinator import client_cli, evaluate_cli, network_cli, paper_cli, report_cli, serving_cli
 
 # Heavy imports (torch, Ray, matplotlib) wait until a command needs them, so that --help answers at once.
 
@@ -46,6 +46,7 @@ client_cli.register(app)
 network_cli.register(app)
 evaluate_cli.register(app)
 report_cli.register(app)
+paper_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
 

@@ -261,8 +261,7 @@ def entropies(probabilities: Probabilities, space: SpaceConfig) -> dict[str, flo
     """Mean entropy of the categoricals of each kind of cell, in nats."""
     count = num_categoricals(space.topology, space.normalisation)
     return {
-        kind: float(torch.special.entr(torch.from_numpy(values)).sum()) / count
-        for kind, values in probabilities.items()
+        kind: float(torch.special.entr(torch.tensor(values)).sum()) / count for kind, values in probabilities.items()
     }
 
 

@@ -33,7 +33,7 @@ def study_file(tmp_path):
 
 
 def test_there_are_a_smoke_a_demo_and_a_paper_preset():
-    assert preset_names() == ("demo", "paper", "smoke")
+    assert preset_names() == ("demo", "paper", "paper_smoke", "smoke")
 
 
 @pytest.mark.parametrize("name", ["demo", "paper", "smoke"])
