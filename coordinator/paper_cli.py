@@ -1,10 +1,12 @@
 """The command that runs the paper's experiments."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -12,14 +14,15 @@ from rich.table import Table
 from common.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from coordinator.paper.anchors import TableName
     from coordinator.paper.experiments import PaperConfig, Target
+    from coordinator.paper.outcome import Outcome
 
 # Torch, Ray and matplotlib wait until the command runs.
 
 _messages = Console(stderr=True, highlight=False)
 
 SCALES = ("smoke", "full")
-PAGE = "paper.html"
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +79,7 @@ def paper(
 
     Examples: `metasearch paper all`, `metasearch paper cifar10 --scale full --imagenet prepared/ --yes`.
     """
-    from coordinator.paper.experiments import full_config, smoke_config, target_named
+    from coordinator.paper.experiments import full_config, smoke_config, tables_of, target_named
     from coordinator.paper.images import check_data, has_fashion_mnist
 
     chosen = target_named(target)
@@ -104,6 +107,7 @@ def paper(
     page = publish(outcome, folder)
     if as_json:
         print(json.dumps(plain(outcome)))
+    _show_tables(outcome, tables_of(chosen))
     _messages.print(f"The report is in {escape(str(page))}; figures are beside it.", soft_wrap=True)
 
 
@@ -151,3 +155,18 @@ def _show_costs(config: "PaperConfig", target: "Target", yes: bool) -> None:
     )
     if not yes:
         raise InvalidInputError(f"--scale full costs about {hours:,.0f} GPU-hours; add --yes to start it")
+
+
+def _show_tables(outcome: "Outcome", names: "Sequence[TableName]") -> None:
+    """The tables that a target asked for, the paper's figures beside the run's."""
+    from coordinator.paper.tables import SHORT_HEADER, notes, short_rows
+
+    for found in (table for table in outcome.tables if table.name in names):
+        table = Table(*SHORT_HEADER, title=found.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+        for row in short_rows(found, outcome.meta):
+            table.add_row(*(escape(text) for text in row))
+        _messages.print(table)
+        for note in notes(outcome, found):
+            _messages.print(escape(note), soft_wrap=True)

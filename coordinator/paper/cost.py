@@ -113,4 +113,4 @@ def _full_macs(row: TableRow, motif: str) -> int:
     genotype: Genotype = CIFAR_TUNED if motif == "cifar" else IMAGENET_TUNED
     if row.released is not None:
         genotype = released_genotype(row.released)
-    return count_network(genotype, network_config(motif)).total.num_macs
+    return count_network(genotype, network_config(motif, channels=row.channels)).total.num_macs

@@ -289,7 +289,7 @@ def _row(folder: Path, config: PaperConfig, table: TableName, published: Publish
     at_paper_size = None
     if genotype is not None:
         motif = config.image_set(table).recipe.motif
-        at_paper_size = count_network(genotype, network_config(motif)).total
+        at_paper_size = count_network(genotype, network_config(motif, channels=row.channels)).total
     return Row(
         published=published,
         row=row,

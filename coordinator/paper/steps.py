@@ -50,6 +50,7 @@ from coordinator.paper.experiments import (
     figure4_steps,
     groups_of,
     needs_figure4,
+    recipe_of,
     tables_of,
     task_groups,
 )
@@ -337,7 +338,7 @@ def _evaluate_table(
                 job_id=f"{table}/{row.key}",
                 attempt=1,
                 genotype=genotype,
-                config=config.image_set(table).recipe,
+                config=recipe_of(config.image_set(table), row),
                 data=images.trained[table],
                 file=None,
                 result_url=str((folder / EVALUATIONS / table / row.key).resolve()),
