@@ -11,11 +11,12 @@ import ray
 
 from common.artifacts import PriorStore
 from common.config import ClusterConfig, StudyConfig
-from common.messages import AdaptRequest, AdaptResult, Rejection
+from common.messages import AdaptRequest, AdaptResult, EvaluateRequest, EvaluateResult, Rejection
 from common.meta.prior import Prior
 from common.telemetry import MetricSink, logger_for
 from coordinator import study
 from coordinator.cluster import worker_resources
+from coordinator.evaluations import evaluate_all
 from coordinator.pool import RayPool
 from coordinator.rounds import Result, rejected_by
 from coordinator.sinks import JsonLinesSink, LogSink, RayMetricsSink, TensorBoardSink
@@ -72,6 +73,7 @@ class Coordinator:
         self._name = name
         self._log = logger_for("coordinator")
         num_workers, gpus_per_worker = worker_resources(cluster)
+        self._max_attempts = cluster.max_attempts
         self._stop = threading.Event()
         self._pool = RayPool(name, num_workers, gpus_per_worker, cluster, time.monotonic, self._log, self._stop.is_set)
         self._version = 0
@@ -116,6 +118,16 @@ class Coordinator:
             results[result.task_id] = result
             self._tasks_done += 1
         return [results[request.task.task_id] for request in requests if request.task.task_id in results]
+
+    def evaluate(self, requests: Sequence[EvaluateRequest]) -> list[EvaluateResult]:
+        """Trains and tests full networks side by side; results in the order of the requests, as far as they ended."""
+        self._tasks_done = 0
+
+        def count(result: EvaluateResult) -> None:
+            self._tasks_done += 1
+
+        found = evaluate_all(self._pool, requests, self._max_attempts, self._stop.is_set, count)
+        return [found[request.job_id] for request in requests if request.job_id in found]
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def progress(self) -> Progress:

@@ -25,6 +25,7 @@ from coordinator import (
     client_cli,
     evaluate_cli,
     network_cli,
+    paper_cli,
     pareto_cli,
     profile_cli,
     report_cli,
@@ -63,6 +64,7 @@ sweep_cli.register(app)
 profile_cli.register(app)
 pareto_cli.register(app)
 report_cli.register(app)
+paper_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
 

@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.config import ClusterConfig, StudyConfig
 from common.errors import UnavailableError
-from common.messages import AdaptRequest, AdaptResult
+from common.messages import AdaptRequest, AdaptResult, EvaluateRequest, EvaluateResult
 from common.meta.prior import Prior
 from coordinator import actor
 from coordinator.actor import TrainOutcome, start_coordinator
-from coordinator.cluster import Cluster, cause_of, connect, disconnect
+from coordinator.cluster import Cluster, cause_of, connect, disconnect, worker_resources
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 10.0
@@ -29,10 +29,12 @@ class Session:
 
     Attributes:
         cluster: what it runs on.
+        num_workers: that the coordinator holds.
     """
 
-    def __init__(self, cluster: Cluster, handle: Any, console: Console) -> None:
+    def __init__(self, cluster: Cluster, handle: Any, console: Console, num_workers: int) -> None:
         self.cluster = cluster
+        self.num_workers = num_workers
         self._handle = handle
         self._console = console
 
@@ -74,6 +76,24 @@ class Session:
 
         reference = self._handle.adapt.remote(prior, tuple(requests))
         results: list[AdaptResult] = self._follow(reference, label, 0, total, describe)
+        if len(results) < len(requests):
+            raise KeyboardInterrupt
+        return results
+
+    def evaluate(self, requests: Sequence[EvaluateRequest], label: str) -> list[EvaluateResult]:
+        """Trains and tests full networks side by side; see `Coordinator.evaluate`.
+
+        Raises:
+            MetaSearchError: what a training raised.
+            KeyboardInterrupt: after Ctrl-C; trainings go on from their last checkpoints another time.
+        """
+
+        def describe(progress: actor.Progress) -> tuple[int, str]:
+            at_work = [f"{worker.task_id} {worker.steps_done}" for worker in progress.workers if worker.task_id]
+            return progress.tasks_done, "epochs: " + ", ".join(at_work) if at_work else ""
+
+        reference = self._handle.evaluate.remote(tuple(requests))
+        results: list[EvaluateResult] = self._follow(reference, label, 0, len(requests), describe)
         if len(results) < len(requests):
             raise KeyboardInterrupt
         return results
@@ -157,6 +177,6 @@ def open_session(name: str, cluster: ClusterConfig, address: str | None, console
             raise UnavailableError(str(cause or error).strip().splitlines()[-1]) from error
         except RayTaskError as error:
             raise cause_of(error) from error
-        yield Session(connection, handle, console)
+        yield Session(connection, handle, console, worker_resources(cluster)[0])
     finally:
         disconnect()

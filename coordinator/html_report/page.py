@@ -77,19 +77,27 @@ def page(report: Report) -> str:
     )
     if report.kind == "front":  # the rest is in the run's report
         sections = (sections[0], *front, sections[-1])
-    title = f"{report.name}: {_KINDS[report.kind].lower()}"
-    links = [element("a", name, href=f"#{key}") for key, name, _ in sections]
+    return document(f"{report.name}: {_KINDS[report.kind].lower()}", _KINDS[report.kind], report.name, sections)
+
+
+def document(title: str, kind: str, name: str, sections: Sequence[tuple[str, str, Markup]]) -> str:
+    """An HTML document of sections, each with its key, heading and content; the navigation leads to them."""
+    links = [element("a", heading, href=f"#{key}") for key, heading, _ in sections]
     body = element(
         "body",
-        element("header", element("p", _KINDS[report.kind], class_="kind"), element("h1", report.name)),
+        element("header", element("p", kind, class_="kind"), element("h1", name)),
         element("nav", *links, aria_label="Sections"),
         element(
             "main",
             *(
                 element(
-                    "section", element("h2", name, id=f"{key}-title"), content, id=key, aria_labelledby=f"{key}-title"
+                    "section",
+                    element("h2", heading, id=f"{key}-title"),
+                    content,
+                    id=key,
+                    aria_labelledby=f"{key}-title",
                 )
-                for key, name, content in sections
+                for key, heading, content in sections
             ),
         ),
     )

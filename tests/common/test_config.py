@@ -33,7 +33,7 @@ def study_file(tmp_path):
 
 
 def test_the_presets_are_listed_by_name():
-    assert preset_names() == ("architecture", "demo", "paper", "single_path", "smoke")
+    assert preset_names() == ("architecture", "demo", "paper", "paper_smoke", "single_path", "smoke")
 
 
 @pytest.mark.parametrize("name", ["architecture", "demo", "paper", "single_path", "smoke"])

@@ -1,0 +1,116 @@
+"""What the paper's experiments cost at full scale, in GPU-days of the paper's GPU, before any of it is run. Pure.
+
+The paper gives the meta-training's 8 GPU-days. All else is held against it by counted multiply-accumulates: a step of
+the search network costs as many per image as its ops have, three times over (forward, and twice backward), and a full
+network's training likewise. At the rate that makes the meta-training cost its 8 days, the rest costs what is said here.
+Full networks have fewer and larger ops than a search network, so their trainings probably take less.
+"""
+
+from dataclasses import dataclass
+
+from common.config import StudyConfig
+from common.cost import cost_model
+from common.network_config import network_config
+from common.nn.counting import count_network
+from common.space.genotype import Genotype
+from common.space.primitives import NONE
+from common.space.released import CIFAR_TUNED, IMAGENET_TUNED, released_genotype
+from coordinator.paper.anchors import META_DAYS, TITLES
+from coordinator.paper.experiments import (
+    ROWS,
+    PaperConfig,
+    TableRow,
+    Target,
+    figure4_family,
+    figure4_steps,
+    groups_of,
+    needs_figure4,
+    tables_of,
+    task_groups,
+)
+
+GPU = "GTX 1080 Ti"
+FOURTH_ARMS = 3
+_SECONDS_PER_DAY = 86_400
+_HOURS_PER_DAY = 24
+# Forward, and backward with respect to maps and to weights; each multiply-accumulate is two operations.
+_PASSES, _OPERATIONS_PER_MAC = 3, 2
+
+
+@dataclass(frozen=True)
+class CostItem:
+    """Something that a run computes, and what it costs in GPU-days."""
+
+    name: str
+    days: float
+
+    @property
+    def hours(self) -> float:
+        """In GPU-hours."""
+        return self.days * _HOURS_PER_DAY
+
+
+def search_macs(study: StudyConfig, image_size: int, num_classes: int) -> int:
+    """Multiply-accumulates of one image's way through the whole search network, with every op on every edge."""
+    space = study.space
+    model = cost_model(space, study.network, image_size, num_classes)
+    ops = (
+        model.op(kind, edge.source, primitive).num_macs
+        for kind in space.cell_kinds
+        for edge in space.topology.edges
+        for primitive in space.ops
+        if primitive != NONE
+    )
+    return model.constant.num_macs + sum(ops)
+
+
+def meta_macs(study: StudyConfig) -> int:
+    """Multiply-accumulates of the forward passes of a whole meta-training."""
+    images = study.rounds * study.inner.steps * study.inner.batch_size
+    return sum(
+        images * family.tasks_per_round * search_macs(study, family.image_size, family.num_ways)
+        for family in study.families
+    )
+
+
+def operations_per_s(study: StudyConfig) -> float:
+    """Floating-point operations per second at which the meta-training costs the paper's 8 GPU-days."""
+    return _PASSES * _OPERATIONS_PER_MAC * meta_macs(study) / (META_DAYS * _SECONDS_PER_DAY)
+
+
+def costs(config: PaperConfig, target: Target) -> tuple[CostItem, ...]:
+    """What a target of the full scale costs, item by item; the meta-training first."""
+    study = config.study
+    days_per_mac = META_DAYS / meta_macs(study)
+    items = [CostItem("Meta-training, as the paper reports it", META_DAYS)]
+    search = {table: config.image_set(table).data for table in ROWS}
+    groups = task_groups(config, search)
+    for name in groups_of(target):
+        group = groups[name]
+        macs = search_macs(study, group.family.image_size, group.family.num_ways)
+        images = group.num_tasks * group.inner.steps * group.inner.batch_size
+        label = f"{group.num_tasks} adaptation{'s' if group.num_tasks > 1 else ''}: {name}"
+        items.append(CostItem(label, images * macs * days_per_mac))
+    if needs_figure4(target):
+        family = figure4_family(config)
+        images = FOURTH_ARMS * config.figure4.repeats * figure4_steps(config)[-1] * study.adapt.batch_size
+        macs = search_macs(study, family.image_size, family.num_ways)
+        items.append(
+            CostItem(f"Figure 4: {FOURTH_ARMS} arms, {config.figure4.repeats} times", images * macs * days_per_mac)
+        )
+    for table in tables_of(target):
+        image_set = config.image_set(table)
+        assert image_set.num_train is not None, "the full configuration says how many images there are"
+        images = image_set.num_train * image_set.recipe.last_epoch
+        macs = sum(_full_macs(row, image_set.recipe.motif) for row in ROWS[table])
+        label = f"{TITLES[table]}: {len(ROWS[table])} networks for {image_set.recipe.last_epoch} epochs"
+        items.append(CostItem(label, images * macs * days_per_mac))
+    return tuple(items)
+
+
+def _full_macs(row: TableRow, motif: str) -> int:
+    """Of a row's network; one that is not found yet counts as the published one."""
+    genotype: Genotype = CIFAR_TUNED if motif == "cifar" else IMAGENET_TUNED
+    if row.released is not None:
+        genotype = released_genotype(row.released)
+    return count_network(genotype, network_config(motif, channels=row.channels)).total.num_macs

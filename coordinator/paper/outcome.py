@@ -1,0 +1,460 @@
+"""What a run's folder says about the paper's tables and figures, beside what the paper says: one value.
+
+What has not been run is there too, with the reason why not; nothing is left empty.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.cost import Cost
+from common.network_config import network_config
+from common.nn.counting import count_network
+from common.space.genotype import Genotype
+from common.space.released import RELEASED
+from common.storage import ArtifactFolder
+from coordinator.html_report.pca import Components
+from coordinator.paper.anchors import PUBLISHED, SOURCE, TITLES, Published, TableName
+from coordinator.paper.clusters import Clusters, clusters
+from coordinator.paper.experiments import (
+    CELL_GROUPS,
+    FIGURE3_GROUPS,
+    ROWS,
+    TABLES,
+    PaperConfig,
+    TableRow,
+    figure4_steps,
+)
+from coordinator.paper.steps import (
+    BASE_ARM,
+    FIGURE4,
+    FROZEN_ARM,
+    META,
+    META_WORKERS,
+    PAPER,
+    SCRATCH_ARM,
+    adaptation,
+    adapted_body,
+    evaluation,
+    group_genotype,
+    num_derived,
+    row_genotype,
+    stored_config,
+    stored_prior,
+)
+from coordinator.sinks import read_lines
+
+RESULTS = "results.json"
+NO_ARCHITECTURE = "not run: its architecture is not in this package"
+ARM_NAMES: Mapping[str, str] = {
+    BASE_ARM: "BASE: weights and architecture adapt",
+    FROZEN_ARM: "BASE, architecture frozen",
+    SCRATCH_ARM: "DARTS supernet from scratch",
+}
+_PERCENT = 100.0
+
+
+@dataclass(frozen=True)
+class MetaTraining:
+    """What the meta-training took.
+
+    Attributes:
+        rounds: of the study.
+        tasks_per_round: likewise.
+        seconds: wall clock of all rounds.
+        num_workers: that computed side by side, in the last session.
+    """
+
+    rounds: int
+    tasks_per_round: int
+    seconds: float
+    num_workers: int
+
+    @property
+    def device_s(self) -> float:
+        """Seconds of one worker's device."""
+        return self.seconds * self.num_workers
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A full network that was trained and tested.
+
+    Attributes:
+        error: on test images, in percent, and the limits of its 95 % interval (of the choice of images).
+        error_low: lower limit.
+        error_high: upper limit.
+        num_train: images that it was trained on.
+        num_test: images that it was tested on.
+        epochs: of training.
+        train_s: seconds of training.
+        cost: of the network that was trained.
+    """
+
+    error: float
+    error_low: float
+    error_high: float
+    num_train: int
+    num_test: int
+    epochs: int
+    train_s: float
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the paper's, and the run's beside it.
+
+    Attributes:
+        published: what the paper says.
+        row: what the run trains; None where it has no such architecture.
+        genotype: found by the run, or published; None where it is not known yet.
+        at_paper_size: cost of the genotype's network at the paper's size, counted.
+        trained: None where it has not been run.
+        adapt_s: seconds of adaptation that the genotype took; 0 for the prior's own and for published ones.
+        why_not: empty where it has been run.
+    """
+
+    published: Published
+    row: TableRow | None
+    genotype: Genotype | None
+    at_paper_size: Cost | None
+    trained: Trained | None
+    adapt_s: float | None
+    why_not: str
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the genotype is a published one."""
+        return self.row is not None and self.row.released is not None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper with the run's figures.
+
+    Attributes:
+        name: of the table.
+        title: for people.
+        images: what the run trains on, for people.
+        is_stand_in: whether that takes the place of the paper's images.
+        rows: the paper's, in its order; those that the run fills follow the row that they belong to.
+    """
+
+    name: TableName
+    title: str
+    images: str
+    is_stand_in: bool
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ThirdFigure:
+    """Adapted weights and architecture posteriors of all families of figure 3."""
+
+    weights: Clusters
+    architecture: Clusters
+    num_weights: int
+
+
+@dataclass(frozen=True, eq=False)
+class FourthFigureOutcome:
+    """Accuracies of figure 4.
+
+    Attributes:
+        epochs: places of the curves; 0 is before the first step.
+        arms: by its name for people, accuracy 0 to 1, (repeats, epochs).
+        chance: of guessing.
+        images: for people.
+    """
+
+    epochs: tuple[int, ...]
+    arms: Mapping[str, NDArray[np.float64]]
+    chance: float
+    images: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An architecture to draw, or the reason why there is none."""
+
+    key: str
+    title: str
+    genotype: Genotype | None
+    origin: str
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Everything a page shows.
+
+    Attributes:
+        config: of the run.
+        environment: what it was computed with.
+        meta: None where the meta-training has not ended.
+        tables: all three.
+        figure3: None where it has not been run.
+        figure4: None where it has not been run.
+        cells: found ones, then published ones.
+    """
+
+    config: PaperConfig
+    environment: Mapping[str, Any]
+    meta: MetaTraining | None
+    tables: tuple[Table, ...]
+    figure3: ThirdFigure | None
+    figure4: FourthFigureOutcome | None
+    cells: tuple[Cell, ...]
+
+
+def collect_outcome(folder: Path) -> Outcome:
+    """What a run's folder holds.
+
+    Raises:
+        NotFoundError: it holds no run of the paper.
+        CorruptArtifactError: a file in it is damaged.
+    """
+    config = stored_config(folder)
+    environment = json.loads(ArtifactFolder(folder).read(PAPER))["environment"]
+    return Outcome(
+        config=config,
+        environment=environment,
+        meta=_meta(folder, config),
+        tables=tuple(_table(folder, config, name) for name in TABLES),
+        figure3=_figure3(folder, config),
+        figure4=_figure4(folder, config),
+        cells=_cells(folder, config),
+    )
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON holds it: every figure of the tables and drawings, published ones named as such."""
+    return {
+        "source_of_published_figures": SOURCE,
+        "scale": outcome.config.scale,
+        "meta_training": None
+        if outcome.meta is None
+        else {
+            "rounds": outcome.meta.rounds,
+            "tasks_per_round": outcome.meta.tasks_per_round,
+            "seconds": outcome.meta.seconds,
+            "num_workers": outcome.meta.num_workers,
+            "device_s": outcome.meta.device_s,
+        },
+        "tables": {table.name: _plain_table(table) for table in outcome.tables},
+        "figure3": None if outcome.figure3 is None else _plain_figure3(outcome.figure3),
+        "figure4": None if outcome.figure4 is None else _plain_figure4(outcome.figure4),
+        "cells": [
+            {
+                "name": cell.key,
+                "title": cell.title,
+                "origin": cell.origin,
+                "genotype": None if cell.genotype is None else cell.genotype.model_dump(mode="json"),
+            }
+            for cell in outcome.cells
+        ],
+        "environment": dict(outcome.environment),
+    }
+
+
+def _meta(folder: Path, config: PaperConfig) -> MetaTraining | None:
+    if stored_prior(folder, config) is None:
+        return None
+    rounds = read_lines(folder / META / "rounds.jsonl")
+    num_workers = json.loads(ArtifactFolder(folder / META).read(META_WORKERS))["num_workers"]
+    tasks = sum(family.tasks_per_round for family in config.study.families)
+    seconds = sum(values["round_seconds"] for values in rounds)
+    return MetaTraining(config.study.rounds, tasks, seconds, num_workers)
+
+
+def _table(folder: Path, config: PaperConfig, name: TableName) -> Table:
+    image_set = config.image_set(name)
+    rows: list[Row] = []
+    for published in PUBLISHED[name]:
+        own = [row for row in ROWS[name] if row.published == published.name]
+        if not own:
+            rows.append(Row(published, None, None, None, None, None, NO_ARCHITECTURE))
+        rows += [_row(folder, config, name, published, row) for row in own]
+    return Table(name, TITLES[name], image_set.stand_in or image_set.name, bool(image_set.stand_in), tuple(rows))
+
+
+def _row(folder: Path, config: PaperConfig, table: TableName, published: Published, row: TableRow) -> Row:
+    genotype = row_genotype(config, folder, row)
+    result = evaluation(folder, table, row)
+    at_paper_size = None
+    if genotype is not None:
+        motif = config.image_set(table).recipe.motif
+        at_paper_size = count_network(genotype, network_config(motif, channels=row.channels)).total
+    return Row(
+        published=published,
+        row=row,
+        genotype=genotype,
+        at_paper_size=at_paper_size,
+        trained=None if result is None else _trained(result),
+        adapt_s=_adapt_s(folder, config, row),
+        why_not="" if result is not None else f"not run yet: metasearch paper {table}",
+    )
+
+
+def _trained(result: Mapping[str, Any]) -> Trained:
+    low, high = result["interval_95"]
+    return Trained(
+        error=_PERCENT * (1 - result["accuracy"]),
+        error_low=_PERCENT * (1 - high),
+        error_high=_PERCENT * (1 - low),
+        num_train=result["data"]["num_train"],
+        num_test=result["num_test"],
+        epochs=result["epochs"],
+        train_s=result["train_s"],
+        cost=Cost(result["network"]["num_params"], result["network"]["num_macs"]),
+    )
+
+
+def _adapt_s(folder: Path, config: PaperConfig, row: TableRow) -> float | None:
+    if row.group is None or row.group == "prior":
+        return 0.0
+    found = [adaptation(folder, row.group, number) for number in range(num_derived(config, row.group))]
+    seconds = [float(each["adapt_s"]) for each in found if each is not None]
+    return sum(seconds) if len(seconds) == len(found) else None
+
+
+def _figure3(folder: Path, config: PaperConfig) -> ThirdFigure | None:
+    weights: dict[str, list[NDArray[np.float32]]] = {}
+    posteriors: dict[str, list[NDArray[np.float64]]] = {}
+    for group, name in FIGURE3_GROUPS.items():
+        for number in range(config.figure3_tasks):
+            found = adaptation(folder, group, number)
+            if found is None:
+                return None
+            matrices = found["architecture_posterior"]["probabilities"]
+            vector = np.concatenate([np.ravel(matrices[kind]) for kind in config.study.space.cell_kinds])
+            posteriors.setdefault(name, []).append(vector)
+            weights.setdefault(name, []).append(adapted_body(folder, group, number))
+    (first, *_), *_ = weights.values()
+    return ThirdFigure(clusters(weights), clusters(posteriors), first.size)
+
+
+def _figure4(folder: Path, config: PaperConfig) -> FourthFigureOutcome | None:
+    steps = (0, *figure4_steps(config))
+    arms: dict[str, NDArray[np.float64]] = {}
+    for arm, name in ARM_NAMES.items():
+        curves = []
+        for number in range(config.figure4.repeats):
+            found = adaptation(folder, arm, number, FIGURE4)
+            if found is None:
+                return None
+            by_step = {point["step"]: point["accuracy"] for point in found["evaluations"]}
+            curves.append([by_step[step] for step in steps])
+        arms[name] = np.array(curves)
+    image_set = config.cifar10
+    return FourthFigureOutcome(
+        epochs=tuple(range(len(steps))),
+        arms=arms,
+        chance=1 / image_set.tuning.num_ways,
+        images=image_set.stand_in or image_set.name,
+    )
+
+
+def _cells(folder: Path, config: PaperConfig) -> tuple[Cell, ...]:
+    cells = []
+    prior = row_genotype(config, folder, TableRow(published="", key="prior", group="prior"))
+    why_not = "not run yet: metasearch paper cells"
+    origin = "The most probable architecture under the meta-trained prior."
+    cells.append(Cell("prior", "BASE (Multi-task Prior)", prior, origin if prior is not None else why_not))
+    names = {
+        "imagenet32": "BASE (Imagenet32 Tuned)",
+        "cifar10_tuned": "BASE (CIFAR10 Tuned)",
+        "svhn_tuned": "BASE (SVHN Tuned)",
+        "imagenet_tuned": "BASE (Imagenet Tuned)",
+    }
+    for group in CELL_GROUPS:
+        count = num_derived(config, group)
+        genotype = group_genotype(config, folder, group, count)
+        what = "the posterior" if count == 1 else f"the mean of {count} posteriors"
+        origin = f"The most probable architecture under {what} that the prior was adapted to."
+        cells.append(Cell(group, names[group], genotype, origin if genotype is not None else why_not))
+    for name, genotype in RELEASED.items():
+        cells.append(Cell(name, f"{name}, published", genotype, "A published genotype; not found by this run."))
+    return tuple(cells)
+
+
+def _plain_table(table: Table) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "images": table.images,
+        "images_are_the_papers": not table.is_stand_in,
+        "rows": [_plain_row(row) for row in table.rows],
+    }
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    paper = row.published
+    trained = row.trained
+    return {
+        "name": paper.name,
+        "paper": {
+            "top1_error_percent": paper.error,
+            "top1_error_spread": paper.error_spread,
+            "top5_error_percent": paper.top5_error,
+            "params_millions": paper.params_m,
+            "macs_millions": paper.macs_m,
+            "search_gpu_days": paper.search_days,
+            "meta_gpu_days": paper.meta_days,
+        },
+        "genotype_is": "published" if row.is_released else "found by this run" if row.row is not None else None,
+        "genotype": None if row.genotype is None else row.genotype.model_dump(mode="json"),
+        "at_paper_size": None if row.at_paper_size is None else _plain_cost(row.at_paper_size),
+        "run": None
+        if trained is None
+        else {
+            "top1_error_percent": trained.error,
+            "top1_error_interval_95": [trained.error_low, trained.error_high],
+            "top5_error_percent": None,
+            "num_train": trained.num_train,
+            "num_test": trained.num_test,
+            "epochs": trained.epochs,
+            "train_s": trained.train_s,
+            **_plain_cost(trained.cost),
+            "adaptation_device_s": None if row.is_released else row.adapt_s,
+        },
+        "not_run": row.why_not or None,
+    }
+
+
+def _plain_cost(cost: Cost) -> dict[str, int]:
+    return {"params": cost.num_params, "macs": cost.num_macs}
+
+
+def _plain_figure3(figure: ThirdFigure) -> dict[str, Any]:
+    return {
+        "num_weights": figure.num_weights,
+        "weights": _plain_clusters(figure.weights),
+        "architecture": _plain_clusters(figure.architecture),
+    }
+
+
+def _plain_clusters(found: Clusters) -> dict[str, Any]:
+    components: Components = found.components
+    return {
+        "families": list(found.families),
+        "points": components.points.tolist(),
+        "explained_variance_fraction": list(components.explained),
+        "silhouette": found.silhouette,
+        "silhouette_by_family": dict(found.silhouettes),
+        "relative_spread_by_family": dict(found.spreads),
+        "nearest_family": dict(found.nearest),
+    }
+
+
+def _plain_figure4(figure: FourthFigureOutcome) -> dict[str, Any]:
+    return {
+        "images": figure.images,
+        "epochs": list(figure.epochs),
+        "chance": figure.chance,
+        "accuracy": {name: values.tolist() for name, values in figure.arms.items()},
+    }

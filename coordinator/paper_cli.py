@@ -1,0 +1,172 @@
+"""The command that runs the paper's experiments."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from coordinator.paper.anchors import TableName
+    from coordinator.paper.experiments import PaperConfig, Target
+    from coordinator.paper.outcome import Outcome
+
+# Torch, Ray and matplotlib wait until the command runs.
+
+_messages = Console(stderr=True, highlight=False)
+
+SCALES = ("smoke", "full")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the command line."""
+    app.command()(paper)
+
+
+def paper(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="cifar10, svhn, imagenet, figure2, figure3, figure4, cells, or all; see above."
+        ),
+    ],
+    scale: Annotated[
+        str, typer.Option(help="smoke: small, with images of this machine. full: as in the paper, for GPUs.")
+    ] = "smoke",
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; runs/paper-SCALE by default.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Start a run of full scale, whose cost is printed.")] = False,
+    imagenet: Annotated[
+        Path | None, typer.Option(help="With full: folder made by `metasearch data prepare --sizes 32,64,224,256`.")
+    ] = None,
+    downloads: Annotated[
+        Path | None,
+        typer.Option(help="With full: folder whose subfolders cifar10 and svhn hold or receive them."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", envvar="RAY_ADDRESS", help="Ray cluster to use: `auto`, or HOST:PORT. Else a local one."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Runs the paper's experiments, and puts its figures beside the run's.
+
+    \b
+    - `cifar10`: table 1. Architectures of the multi-task prior, of Imagenet32 Tuned and of CIFAR10 Tuned, and published
+      ones, each trained from scratch.
+    - `svhn`: table 2. Likewise, with SVHN Tuned.
+    - `imagenet`: table 3. Imagenet Tuned is the mean of 8 posteriors.
+    - `figure2`: search cost against ImageNet error; runs what table 3 needs.
+    - `figure3`: principal components of adapted weights and architecture posteriors, with silhouettes.
+    - `figure4`: accuracy while adapting to CIFAR10, with the architecture frozen, and from scratch.
+    - `cells`: drawings of the cells found and of the published ones.
+    - `all`: everything.
+
+    All of them share one meta-training: 130 epochs of 24 tasks over three image sizes at full scale. What is in the
+    run's folder is not computed again, so the same command goes on after Ctrl-C, and another target adds to the page.
+    Table 4 (few-shot learning) is not offered yet.
+
+    At smoke scale other images stand in for the paper's, and networks are small: its errors are not to be compared
+    with the paper's. Full scale says what it costs, and starts with --yes alone.
+
+    Examples: `metasearch paper all`, `metasearch paper cifar10 --scale full --imagenet prepared/ --yes`.
+    """
+    from coordinator.paper.experiments import full_config, smoke_config, tables_of, target_named
+    from coordinator.paper.images import check_data, has_fashion_mnist
+
+    chosen = target_named(target)
+    if scale not in SCALES:
+        raise InvalidInputError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    folder = run or Path(f"runs/paper-{scale}")
+    if scale == "full":
+        config = full_config(
+            None if imagenet is None else str(imagenet.resolve()),
+            None if downloads is None else str(downloads.resolve()),
+        )
+        _show_costs(config, chosen, yes)
+    else:
+        for name, value in (("--imagenet", imagenet), ("--downloads", downloads)):
+            if value is not None:
+                raise InvalidInputError(f"{name} goes with --scale full, got --scale {scale}; leave it out")
+        config = smoke_config(has_fashion_mnist())
+    with _messages.status("Looking for the images ..."):
+        check_data(config, chosen)
+    _run(config, chosen, folder, address)
+    from coordinator.paper.outcome import collect_outcome, plain
+    from coordinator.paper.publish import publish
+
+    outcome = collect_outcome(folder)
+    page = publish(outcome, folder)
+    if as_json:
+        print(json.dumps(plain(outcome)))
+    _show_tables(outcome, tables_of(chosen))
+    _messages.print(f"The report is in {escape(str(page))}; figures are beside it.", soft_wrap=True)
+
+
+def _run(config: "PaperConfig", target: "Target", folder: Path, address: str | None) -> None:
+    from coordinator.driver import open_session
+    from coordinator.paper.steps import carry_out
+
+    try:
+        carry_out(
+            config,
+            target,
+            folder,
+            lambda: open_session(f"paper-{folder.name}", config.study.cluster, address, _messages),
+            lambda text: _messages.print(escape(text), soft_wrap=True),
+        )
+    except KeyboardInterrupt:
+        _messages.print("The same command goes on where this one stopped.")
+        raise
+
+
+def _show_costs(config: "PaperConfig", target: "Target", yes: bool) -> None:
+    """Says what a run of full scale costs.
+
+    Raises:
+        InvalidInputError: without --yes.
+    """
+    from coordinator.paper.cost import GPU, costs, operations_per_s
+
+    items = costs(config, target)
+    table = Table("step", "GPU-hours", "GPU-days", show_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for item in items:
+        table.add_row(escape(item.name), f"{item.hours:,.1f}", f"{item.days:,.2f}")
+    hours, days = sum(item.hours for item in items), sum(item.days for item in items)
+    table.add_section()
+    table.add_row("all", f"{hours:,.1f}", f"{days:,.2f}")
+    _messages.print(table)
+    rate = operations_per_s(config.study) / 1e12
+    _messages.print(
+        f"Hours of a {GPU}, the paper's GPU. The meta-training's are the paper's; all else is counted in "
+        f"multiply-accumulates, at the {rate:.2f} TFLOP/s at which the meta-training takes as long. Full networks have "
+        "fewer and larger ops than a search network and probably take less. Steps that are done already count too.",
+        soft_wrap=True,
+    )
+    if not yes:
+        raise InvalidInputError(f"--scale full costs about {hours:,.0f} GPU-hours; add --yes to start it")
+
+
+def _show_tables(outcome: "Outcome", names: "Sequence[TableName]") -> None:
+    """The tables that a target asked for, the paper's figures beside the run's."""
+    from coordinator.paper.tables import SHORT_HEADER, notes, short_rows
+
+    for found in (table for table in outcome.tables if table.name in names):
+        table = Table(*SHORT_HEADER, title=found.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+        for row in short_rows(found, outcome.meta):
+            table.add_row(*(escape(text) for text in row))
+        _messages.print(table)
+        for note in notes(outcome, found):
+            _messages.print(escape(note), soft_wrap=True)
