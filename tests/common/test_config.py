@@ -36,7 +36,7 @@ def test_the_presets_are_listed_by_name():
     assert preset_names() == ("architecture", "demo", "paper", "paper_smoke", "single_path", "smoke")
 
 
-@pytest.mark.parametrize("name", ["architecture", "demo", "paper", "single_path", "smoke"])
+@pytest.mark.parametrize("name", ["architecture", "demo", "paper", "paper_smoke", "single_path", "smoke"])
 def test_every_preset_is_valid_and_survives_json(name):
     config = load(name, environment={})
     assert validate(json.loads(config.to_json())) == config
@@ -92,7 +92,7 @@ def test_a_preset_wins_over_a_file_of_the_same_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["smok", "no/such/file.toml", ".", ""])
 def test_a_missing_file_is_answered_with_the_presets(name):
     with pytest.raises(
-        NotFoundError, match=rf"no preset or file '{name}'; presets are architecture, demo, paper, single_path, smoke"
+        NotFoundError, match=rf"no preset or file '{name}'; presets are architecture, demo, paper, paper_smoke, single_path, smoke"
     ):
         load(name, environment={})
 
