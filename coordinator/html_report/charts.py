@@ -297,7 +297,7 @@ def scatter_chart(
     low_y, high_y = _span(heights)
     across, up = _scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - 8), _scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
     ticks = [tick for tick in nice_ticks(low_y, high_y) if low_y <= tick <= high_y]
-    places = [tick for tick in nice_ticks(low_x, high_x)[::2] if low_x <= tick <= high_x]
+    places = [tick for tick in nice_ticks(low_x, high_x) if low_x <= tick <= high_x]
     parts = [_axes(ticks, up, written, y_label), *_ticks_below(places, across, x_label)]
     joined_up: list[tuple[float, float]] = []
     for mark in (mark for mark in marks if mark.is_first and math.isfinite(mark.y)):
