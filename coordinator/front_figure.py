@@ -34,7 +34,7 @@ def front_figure(front: Front) -> Figure:
     _draw(axis, front, best, is_trained, "on the front")
     _draw(axis, front, [point for point in front.points if point.is_dominated], is_trained, "dominated")
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.set_xlabel(f"{axis_name(front)} of {front.network}", fontsize=9)
+    axis.set_xlabel(f"{axis_name(front)}\nof {front.network}", fontsize=9)
     axis.set_ylabel("Test accuracy (%)" if is_trained else "Log probability of the genotype (nats)")
     axis.set_title(front.task, fontsize=10)
     axis.grid(color="#DDDDDD", linewidth=0.7)

@@ -162,8 +162,8 @@ class Front(Frozen):
     points: Annotated[tuple[FrontPoint, ...], Field(min_length=1)]
 
 
-def begin(folder: ArtifactFolder, plan: ParetoPlan) -> None:
-    """Stores the plan, or goes on with the same one.
+def check_plan(folder: ArtifactFolder, plan: ParetoPlan) -> bool:
+    """Whether the folder holds a front of this plan; False where it holds none.
 
     Raises:
         ConflictError: the folder's front is of something else.
@@ -172,13 +172,23 @@ def begin(folder: ArtifactFolder, plan: ParetoPlan) -> None:
     try:
         stored = ParetoPlan.model_validate_json(folder.read(PLAN))
     except NotFoundError:
-        folder.write(PLAN, plan.model_dump_json(indent=2).encode())
-        return
+        return False
     except ValidationError as error:
         raise CorruptArtifactError(f"{folder.path(PLAN)} is damaged: {explain(error)}; remove the folder") from None
     before, now = stored.model_dump(mode="json"), plan.model_dump(mode="json")
     for name in (name for name in now if before[name] != now[name]):
         raise ConflictError(f"{folder.url} holds a front of another {name}; give the same options, or another --out")
+    return True
+
+
+def begin(folder: ArtifactFolder, plan: ParetoPlan) -> None:
+    """Stores the plan, or goes on with the same one.
+
+    Raises:
+        ConflictError: see `check_plan`, also for the other error.
+    """
+    if not check_plan(folder, plan):
+        folder.write(PLAN, plan.model_dump_json(indent=2).encode())
 
 
 def default_limits(plan: ParetoPlan, probabilities: Probabilities, config: StudyConfig) -> tuple[float, ...]:

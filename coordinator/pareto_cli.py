@@ -86,7 +86,7 @@ def pareto(
     """
     from common.artifacts import PriorStore
     from coordinator.front_figure import draw_front
-    from coordinator.pareto import FRONT, PICTURE, ParetoPlan, begin, default_limits, find_points, marked
+    from coordinator.pareto import FRONT, PICTURE, ParetoPlan, check_plan, default_limits, find_points, marked
 
     if measure not in get_args(ParetoPlan.model_fields["measure"].annotation):
         raise InvalidInputError(f"--measure must be params, macs or latency, got {measure!r}")
@@ -124,7 +124,7 @@ def pareto(
     _check_limits(plan, config)
     path = out or run / "pareto"
     folder = ArtifactFolder(path)
-    begin(folder, plan)
+    check_plan(folder, plan)
     found = _adapted(plan, prior, config, folder, address)
     posteriors = [posterior for posterior, _ in found]
     chosen = plan.limits or default_limits(plan, posteriors[0], config)
@@ -210,7 +210,7 @@ def _adapted(
     """Posterior and held-out accuracy by weight; what an earlier call has stored is not computed again."""
     from coordinator.driver import open_session
     from coordinator.experiment import Arm, adapt_request
-    from coordinator.pareto import posterior_bytes, posterior_name, read_posterior
+    from coordinator.pareto import begin, posterior_bytes, posterior_name, read_posterior
 
     found = [read_posterior(folder, index, config.space) for index in range(len(plan.weights))]
     if None in found:
@@ -223,6 +223,7 @@ def _adapted(
                 request = adapt_request(plan.task, Arm("adapt", prior, inner), config, (plan.steps,))
                 (result,) = session.adapt(prior, [request], f"Adapting, weight {weight:g}")
                 accuracy = result.evaluations[-1].accuracy
+                begin(folder, plan)  # with the first result: a mistake that only workers find leaves no front behind
                 folder.write(posterior_name(index), posterior_bytes(result.probabilities, accuracy))
                 found[index] = (result.probabilities, accuracy)
     return [each for each in found if each is not None]

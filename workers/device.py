@@ -36,7 +36,7 @@ def device_named(name: str) -> torch.device:
     """
     kind, _, index = name.partition(":")
     if (kind not in ("auto", "cpu", "cuda")) or (":" in name and (kind != "cuda" or not index.isdecimal())):
-        raise InvalidInputError(f"device must be auto, cpu or cuda (cuda:1 for the second GPU), got {name!r}")
+        raise InvalidInputError(f"device must be auto, cpu or cuda, got {name!r}; cuda:1 is the second GPU")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UnavailableError(
             f"torch {torch.__version__} sees no CUDA device; install a CUDA build of torch and NVIDIA's driver "

@@ -24,8 +24,8 @@ def front_section(front: Front) -> Markup:
         quality = "No network was trained: what is high is the probability of its genotype under the adapted posterior."
     text = (
         f"From one prior, adapted to {front.task}: the most probable network under each limit. Costs are of "
-        f"{front.network}.{device} {quality} {len(best)} of {len(front.points)} points are on the front; another point "
-        "costs no more than a dominated one, and is no worse."
+        f"{front.network}.{device} {quality} {len(best)} of {len(front.points)} points are on the front. For every "
+        "dominated one there is another that costs no more and is no worse."
     )
     label = "Test accuracy" if is_trained else "Log probability (nats)"
     marks = [Mark(point.cost(front.measure), *_height(point), not point.is_dominated) for point in front.points]

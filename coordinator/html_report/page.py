@@ -392,7 +392,12 @@ def _config_rows(config: StudyConfig) -> tuple[list[list[Markup]], int]:
     """Fields with their values, marked where they are defaults; and how many are."""
     defaults = dict(flattened(StudyConfig().model_dump(mode="json")))
     rows, num_defaults = [], 0
-    for name, value in flattened(config.model_dump(mode="json")):
+    tree = config.model_dump(mode="json")
+    for inner in (tree["inner"], tree["adapt"]):
+        if inner["cost"] is not None and inner["cost"]["table"] is not None:
+            table = inner["cost"]["table"]
+            inner["cost"]["table"] = f"{len(table['ops'])} times of ops, {table['device']}"  # not each of them
+    for name, value in flattened(tree):
         head, *rest = name.split(".")
         # Every family has the defaults of the first.
         key = ".".join([head, "0", *rest[1:]]) if head == "families" else name
