@@ -246,10 +246,10 @@ def table_of(content: Mapping[str, Any]) -> Table:
     keys = [] if content["keys"] == ["architecture"] else content["keys"]
     has_tests = any("test" in row for row in content["trials"])
     columns = ["trial", "state", content["unit"], f"{content['metric']} (95 % interval)"]
-    columns += [*keys, *(["on test images", "parameters"] if has_tests else [])]
+    columns += [*(["values"] if keys else []), *(["on test images", "parameters"] if has_tests else [])]
     table = Table(show_edge=False)
     for name in columns:
-        table.add_column(escape(name), overflow="fold", no_wrap=name not in keys)
+        table.add_column(escape(name), overflow="fold", no_wrap=name != "values")
     sign = -1 if content["mode"] == "max" else 1
     order = sorted(
         content["trials"],
@@ -258,7 +258,8 @@ def table_of(content: Mapping[str, Any]) -> Table:
     for row in order:
         value = "" if row["value"] is None else f"{row['value']:.3f}{_interval(row['interval_95'])}"
         cells = [str(row["trial"]), row["state"], str(row["rounds"]), value]
-        cells += [_written(row["values"][key]) for key in keys]
+        if keys:  # in one column, as many fields would not fit side by side
+            cells.append("\n".join(f"{key} = {_written(row['values'][key])}" for key in keys))
         if has_tests:
             test = row.get("test")
             accuracy = "" if test is None else f"{test['accuracy']:.3f}{_interval(test['interval_95'])}"

@@ -5,7 +5,6 @@ Tune keeps its state in pickles: go on only with sweeps of people whom you trust
 
 import contextlib
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -14,7 +13,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,20 +21,19 @@ import pyarrow.fs  # comes with ray[tune]
 from fsspec.implementations.local import LocalFileSystem
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.stopper import Stopper
 
 from common.errors import MetaSearchError, UnavailableError
 from common.sweep_config import SweepConfig
 from common.sweep_plan import SweepPlan
-from common.sweep_space import Domain, Space, Values
+from common.sweep_space import Values
 from coordinator.sweep import Trial
 from coordinator.trial import open_trial
+from coordinator.tune_terms import ROUNDS, decoded, scheduler_of, search_space, searcher_of
 from workers.device import choose_device, use_single_thread
 
 TUNE = "tune"  # the folder of its state
-_ROUNDS, _FAILED = "rounds", "failed"
+_FAILED = "failed"
 _GPUS = "gpus"  # of a trial, among the values that it is given
 _MAX_FAILURES = 3  # times that a trial starts again after its process was lost
 
@@ -90,7 +87,7 @@ class SweepTrial(tune.Trainable):
             raise  # Tune starts it again
         except MetaSearchError as error:
             self._failed = str(error)
-        return {_ROUNDS: self._rounds, _FAILED: self._failed, "done": True}
+        return {ROUNDS: self._rounds, _FAILED: self._failed, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Copies the trial's folder."""
@@ -213,12 +210,12 @@ def _new_tuner(
     sweep = plan.config
     return Tuner(
         trainable,
-        param_space={**_search_space(plan), _GPUS: gpus_per_trial},
+        param_space={**search_space(plan), _GPUS: gpus_per_trial},
         tune_config=TuneConfig(
             metric=sweep.metric,
             mode="max" if sweep.is_maximised else "min",
-            search_alg=_searcher(sweep, concurrency),
-            scheduler=_scheduler(plan),
+            search_alg=searcher_of(sweep, concurrency),
+            scheduler=scheduler_of(plan),
             num_samples=sweep.num_samples if plan.architectures is None else 1,
             reuse_actors=True,
             trial_dirname_creator=_folder_name,
@@ -240,83 +237,6 @@ def _new_tuner(
     )
 
 
-def _search_space(plan: SweepPlan) -> dict[str, Any]:
-    if plan.architectures is not None:
-        return {"architecture": tune.grid_search(list(range(len(plan.architectures.candidates))))}
-    is_grid = plan.config.searcher == "grid"
-    return {key: _domain(domain, is_grid) for key, domain in plan.config.space.items()}
-
-
-def _domain(domain: Domain, is_grid: bool) -> Any:
-    """A domain in Tune's terms. Listed values travel as JSON, so that tables and lists are values like any other."""
-    if domain.is_listed:
-        texts = [json.dumps(value) for value in domain.parameters]
-        return tune.grid_search(texts) if is_grid or domain.kind == "grid" else tune.choice(texts)
-    return getattr(tune, domain.kind)(*domain.parameters)
-
-
-def decoded(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a trial, from what Tune gave it."""
-    if not space:
-        return {"architecture": int(config["architecture"])}
-    values: dict[str, Any] = {}
-    for key, domain in space.items():
-        value = config[key]
-        if domain.is_listed:
-            values[key] = json.loads(value)
-        else:  # searchers may give numbers of numpy
-            values[key] = int(value) if domain.is_whole else float(value)
-    return values
-
-
-def _searcher(sweep: SweepConfig, concurrency: int) -> Any:
-    metric, mode = sweep.metric, "max" if sweep.is_maximised else "min"
-    if sweep.searcher == "optuna":
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return ConcurrencyLimiter(OptunaSearch(metric=metric, mode=mode, seed=sweep.seed), concurrency)
-    if sweep.searcher == "hyperopt":
-        from coordinator.hyperopt_search import FailingHyperOptSearch
-
-        search = FailingHyperOptSearch(metric=metric, mode=mode, random_state_seed=sweep.seed)
-        return ConcurrencyLimiter(search, concurrency)
-    return BasicVariantGenerator(max_concurrent=concurrency, random_state=sweep.seed)
-
-
-def _scheduler(plan: SweepPlan) -> Any:
-    sweep, most = plan.config, plan.most_rounds
-    if sweep.scheduler == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr=_ROUNDS,
-            max_t=most,
-            grace_period=min(sweep.asha.grace, most),
-            reduction_factor=sweep.asha.reduction_factor,
-            stop_last_trials=False,  # the trial says itself when it is done
-        )
-    if sweep.scheduler == "none":
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    return PopulationBasedTraining(
-        time_attr=_ROUNDS,
-        perturbation_interval=sweep.pbt.perturb_every,
-        hyperparam_mutations={
-            key: [json.dumps(value) for value in domain.parameters] if domain.is_listed else _domain(domain, False)
-            for key, domain in sweep.space.items()
-        },
-        quantile_fraction=sweep.pbt.quantile_fraction,
-        resample_probability=sweep.pbt.resample_probability,
-        custom_explore_fn=partial(_within, dict(sweep.space)),
-        require_attrs=False,
-        log_config=False,
-    )
-
-
-def _within(space: Space, config: dict[str, Any]) -> dict[str, Any]:
-    """What PBT has moved, back in its range."""
-    return {**config, **{key: domain.clipped(config[key]) for key, domain in space.items()}}
-
-
 def _folder_name(trial: Any) -> str:
     return f"trial-{trial.trial_id}"
 
@@ -330,7 +250,7 @@ def _begun(trial: Any) -> int:
 def _trial(number: int, trial: Any, plan: SweepPlan) -> Trial:
     """A trial of Tune's in our terms."""
     last: Mapping[str, Any] = trial.last_result or {}
-    rounds = int(last.get(_ROUNDS, 0))
+    rounds = int(last.get(ROUNDS, 0))
     failure = str(last.get(_FAILED, ""))
     value = last.get(plan.config.metric)
     values = decoded(plan.config.space, trial.config)
