@@ -68,7 +68,7 @@ PRIOR, AS_LEARNT, GRADIENT = "prior, adapted", "prior, as learnt", "prior by gra
 SCRATCH, SCRATCH_TRIALS = "scratch search, as many steps", "scratch search by trials"
 RANDOM, BEST, INHERITS = "random, equal size", "best of 20", "random, inherited, 20 steps"
 HEADLINE = (PRIOR, SCRATCH, RANDOM, BEST)
-ALL_ARMS = (*HEADLINE, AS_LEARNT, GRADIENT, SCRATCH_TRIALS)
+ALL_ARMS = (*HEADLINE, INHERITS, AS_LEARNT, GRADIENT, SCRATCH_TRIALS)
 
 
 @dataclass(frozen=True)
@@ -392,8 +392,12 @@ def candidates_of_20(seed: int) -> list[Genotype]:
 
 def genotypes_by_arm(plan: Plan, results: Results) -> dict[str, dict[Block, list[Genotype]]]:
     """The genotypes of each arm: per condition and meta-seed, one for each task."""
-    derived = [arm for arm in plan.arms if arm not in (RANDOM, BEST)]
-    methods = ["trials", "single_path", *(["gradient"] if GRADIENT in derived else [])]
+    derived = [arm for arm in plan.arms if arm not in (RANDOM, BEST, INHERITS)]
+    methods = [
+        "trials",
+        *(["single_path"] if INHERITS in plan.arms else []),
+        *(["gradient"] if GRADIENT in derived else []),
+    ]
     learning: list[Job] = [plan.learning(method, block) for method in methods for block in plan.blocks]
     alone = [arm for arm in (SCRATCH, SCRATCH_TRIALS) if arm in derived]
     # Long ones first, and the many short ones that need no prior fill what is left.
@@ -424,15 +428,16 @@ def genotypes_by_arm(plan: Plan, results: Results) -> dict[str, dict[Block, list
 def measured(plan: Plan, results: Results) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
     """Test accuracies of each arm, (conditions, meta-seeds, tasks), and mean parameters of its networks."""
     arms = genotypes_by_arm(plan, results)
-    jobs: dict[str, list[Training]] = {name: [] for name in (*arms, INHERITS)}
+    jobs: dict[str, list[Training]] = {name: [] for name in (*arms, *({INHERITS} & set(plan.arms)))}
     for block in plan.blocks:
         for index, task in enumerate(plan.tasks):
             text = task.model_dump_json()
             for name in arms:
                 jobs[name].append(Training(arms[name][block][index].to_json(), *block, text, **FROM_SCRATCH))
-            inherited = plan.learning("single_path", block)
-            again = arms[RANDOM][block][index].to_json()
-            jobs[INHERITS].append(Training(again, *block, text, **INHERITED, inherits=inherited))
+            if INHERITS in jobs:
+                inherited = plan.learning("single_path", block)
+                again = arms[RANDOM][block][index].to_json()
+                jobs[INHERITS].append(Training(again, *block, text, **INHERITED, inherits=inherited))
     results.of([job for of_arm in jobs.values() for job in of_arm], "Trainings")
     shape = (len(plan.conditions), len(plan.seeds), len(plan.tasks))
     accuracies = {name: np.array(results.of(of_arm, name)).reshape(shape) for name, of_arm in jobs.items()}
@@ -497,7 +502,9 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=16, help="fresh tasks, at least 10 for a claim")
     parser.add_argument("--meta-seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
-    parser.add_argument("--arms", choices=("headline", "all"), default="all", help="without or with ablations")
+    parser.add_argument(
+        "--arms", choices=("headline", "all"), default="all", help="without or with ablations and inherited weights"
+    )
     parser.add_argument("--quick", action="store_true", help="noise, one meta-seed, few tasks and rounds: a look")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path("runs/bench-architecture"), help="where results are kept")
