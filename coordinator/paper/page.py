@@ -13,7 +13,7 @@ from coordinator.paper.anchors import META_EPOCHS, META_TASKS, SOURCE
 from coordinator.paper.clusters import Clusters
 from coordinator.paper.outcome import Outcome, Table
 from coordinator.paper.places import Place, is_ours, published_places, run_places
-from coordinator.paper.tables import LONG_HEADER, long_rows, notes
+from coordinator.paper.tables import NOT_RUN, UNKNOWN, long_table, notes
 from coordinator.report import mean_interval
 
 
@@ -71,8 +71,14 @@ def _summary(outcome: Outcome) -> Markup:
 
 
 def _table(outcome: Outcome, table: Table) -> Markup:
+    header, rows = long_table(table, outcome.meta)
+    marked: list[list[Content]] = []
+    for row, cells in zip(table.rows, rows, strict=True):
+        name: Content = element("strong", cells[0]) if row.row is not None else cells[0]
+        muted = (element("span", cell, class_="note") if cell in (NOT_RUN, UNKNOWN) else cell for cell in cells[1:])
+        marked.append([name, *muted])
     said = [element("p", note) for note in notes(outcome, table)]
-    return joined(*said, data_table(LONG_HEADER, long_rows(table, outcome.meta), table.title))
+    return joined(data_table(header, marked, table.title), *said)
 
 
 def _own_places(outcome: Outcome) -> tuple[Place, ...]:
