@@ -170,7 +170,7 @@ def _show_tables(outcome: "Outcome", names: "Sequence[TableName]") -> None:
             show_edge=False,
             padding=(0, 1, 0, 0),
         )
-        table.columns[0].overflow, table.columns[0].min_width = "fold", 20
+        table.columns[0].overflow, table.columns[0].min_width = "fold", 16
         for column in table.columns[1:]:
             column.justify, column.no_wrap = "right", True
         for row in short_rows(found, outcome.meta):

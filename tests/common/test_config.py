@@ -91,13 +91,17 @@ def test_a_preset_wins_over_a_file_of_the_same_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["smok", "no/such/file.toml", ".", ""])
 def test_a_missing_file_is_answered_with_the_presets(name):
-    with pytest.raises(NotFoundError, match=rf"no preset or file '{name}'; presets are demo, paper, smoke"):
+    with pytest.raises(
+        NotFoundError, match=rf"no preset or file '{name}'; presets are demo, paper, paper_smoke, smoke"
+    ):
         load(name, environment={})
 
 
 @pytest.mark.parametrize("base", ['"nope"', "3", '["demo"]'])
 def test_a_file_with_an_unknown_preset_is_answered_with_the_presets(study_file, base):
-    with pytest.raises(NotFoundError, match=r"study\.toml starts from preset .*; presets are demo, paper, smoke"):
+    with pytest.raises(
+        NotFoundError, match=r"study\.toml starts from preset .*; presets are demo, paper, paper_smoke, smoke"
+    ):
         load(study_file(f"preset = {base}"), environment={})
 
 
