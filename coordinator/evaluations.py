@@ -96,7 +96,8 @@ def attempts_in(url: str) -> list[str]:
 
 
 def _next_attempt(request: EvaluateRequest) -> EvaluateRequest:
-    number = len(attempts_in(request.result_url)) + 1
+    attempts = attempts_in(request.result_url)
+    number = int(attempts[-1].rpartition("-")[2]) + 1 if attempts else 1
     return replace(request, attempt=number, result_url=f"{request.result_url}/{_ATTEMPT}{number}")
 
 

@@ -162,7 +162,15 @@ def _show_tables(outcome: "Outcome", names: "Sequence[TableName]") -> None:
     from coordinator.paper.tables import SHORT_HEADER, notes, short_rows
 
     for found in (table for table in outcome.tables if table.name in names):
-        table = Table(*SHORT_HEADER, title=found.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            *SHORT_HEADER,
+            title=found.title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        table.columns[0].overflow, table.columns[0].min_width = "fold", 16
         for column in table.columns[1:]:
             column.justify, column.no_wrap = "right", True
         for row in short_rows(found, outcome.meta):

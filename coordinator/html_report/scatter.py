@@ -1,7 +1,7 @@
 """Points in a plane as SVG: several groups told apart by colour and shape, with names or limits where there are any."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator.html_report.charts import (
@@ -27,7 +27,8 @@ from coordinator.html_report.charts import (
 from coordinator.html_report.markup import Markup, element
 
 NAME_ROOM = 74.0  # right of the last point, where points have names
-CLOSEST_NAMES = 11.0
+CHARACTER, NAME_HEIGHT = 6.1, 12.0  # of a name, in pixels, on the wide side of what browsers' fonts have
+MARKER = 5.0  # half of a marker, with some room
 CAP = 4.0  # half of the stroke at a limit
 
 
@@ -74,7 +75,7 @@ def scatter_chart(
     limits = [limit for point in points for limit in (point.y, point.low, point.high) if limit is not None]
     low_y, high_y = _span(limits)
     turned = [math.log10(point.x) if is_log else point.x for point in points]
-    low_x, high_x = _span(turned) if not is_log else (math.floor(min(turned)), math.ceil(max(turned)))
+    low_x, high_x = (math.floor(min(turned)), max(turned) + 0.1) if is_log else _span(turned)
     if low_x == high_x:
         high_x += 1
     across = _scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - (NAME_ROOM if has_names else 8.0))
@@ -86,17 +87,16 @@ def scatter_chart(
         _axes(rows_up, up, significant, y_label),
         *_ticks_below([10.0**tick for tick in ticks] if is_log else ticks, names_below, x_label),
     ]
-    named: list[tuple[float, float]] = []
+    places = [
+        [(across(math.log10(point.x) if is_log else point.x), up(point.y)) for point in of_group]
+        for of_group in groups.values()
+    ]
     for index, of_group in enumerate(groups.values()):
-        for point in of_group:
-            x, y = across(math.log10(point.x) if is_log else point.x), up(point.y)
+        for point, (x, y) in zip(of_group, places[index], strict=True):
             title = element("title", f"{point.name}: {significant(point.x)}, {written(point.y)}")
             parts.append(element("g", title, *_limits(point, x, up, index), _marker(x, y, index, index)))
-            if has_names and all(
-                abs(y - other_y) >= CLOSEST_NAMES for other_x, other_y in named if abs(x - other_x) < 90
-            ):
-                named.append((x, y))
-                parts.append(element("text", point.name, x=x + 7, y=y + 4, class_="tick"))
+    if has_names:
+        parts += _names([point.name for point in points], [place for of_group in places for place in of_group])
     rows = [
         [f"{name}: {point.name}" if len(groups) > 1 else point.name, significant(point.x), _with_limits(point, written)]
         for name, of_group in groups.items()
@@ -111,15 +111,40 @@ def scatter_chart(
     )
 
 
+def _names(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Markup]:
+    """Names beside their points: right, left, below or above, where that covers nothing; the last choose first."""
+    taken = [(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in places]
+    parts = []
+    for name, (x, y) in zip(reversed(names), reversed(places), strict=True):
+        width = CHARACTER * len(name)
+        for anchor, left, middle in (
+            ("start", x + 7, y),
+            ("end", x - 7 - width, y),
+            ("middle", x - width / 2, y + 14),
+            ("middle", x - width / 2, y - 14),
+        ):
+            box = (left, middle - NAME_HEIGHT / 2, left + width, middle + NAME_HEIGHT / 2)
+            inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= TOP - NAME_HEIGHT and box[3] <= HEIGHT - BOTTOM
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                at = {"start": left, "end": left + width, "middle": left + width / 2}[anchor]
+                parts.append(element("text", name, x=at, y=middle + 4, text_anchor=anchor, class_="tick"))
+                break
+    return parts
+
+
+def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+
+
 def _few(ticks: Sequence[float], low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _limits(point: Point, x: float, up: object, index: int) -> list[Markup]:
+def _limits(point: Point, x: float, up: Callable[[float], float], index: int) -> list[Markup]:
     """A stroke from one limit to the other."""
     if point.low is None or point.high is None:
         return []
-    assert callable(up)
     low, high = up(point.low), up(point.high)
     style = f"s{index} line"
     return [

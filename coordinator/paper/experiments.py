@@ -307,7 +307,7 @@ def smoke_config(has_fashion_mnist: bool) -> PaperConfig:
             stand_in=f"{cifar10} at {size} pixels",
             search_size=size,
             tuning=Tuning(steps=60, train_per_class=100),
-            recipe=load_evaluate_config("smoke", [*small, "epochs=5", "train_per_class=160", "test_per_class=100"]),
+            recipe=load_evaluate_config("smoke", [*small, "epochs=6", "train_per_class=200", "test_per_class=100"]),
         ),
         svhn=ImageSet(
             name="SVHN",
@@ -315,7 +315,7 @@ def smoke_config(has_fashion_mnist: bool) -> PaperConfig:
             stand_in=f"scikit-learn's digits (gray, 10 classes) at {size} pixels",
             search_size=size,
             tuning=Tuning(steps=60, train_per_class=100),
-            recipe=load_evaluate_config("smoke", [*small, "epochs=5", "train_per_class=120", "test_per_class=36"]),
+            recipe=load_evaluate_config("smoke", [*small, "epochs=6", "train_per_class=120", "test_per_class=36"]),
         ),
         imagenet=ImageSet(
             name="ImageNet",
@@ -330,7 +330,7 @@ def smoke_config(has_fashion_mnist: bool) -> PaperConfig:
                     *small,
                     "motif=imagenet",
                     f"image_size={study.families[2].image_size}",
-                    "epochs=10",
+                    "epochs=12",
                     "auxiliary_weight=0.0",
                     "train_per_class=40",
                     "test_per_class=20",

@@ -13,7 +13,7 @@ from coordinator.paper.anchors import META_EPOCHS, META_TASKS, SOURCE
 from coordinator.paper.clusters import Clusters
 from coordinator.paper.outcome import Outcome, Table
 from coordinator.paper.places import Place, is_ours, published_places, run_places
-from coordinator.paper.tables import LONG_HEADER, long_rows, notes
+from coordinator.paper.tables import NOT_RUN, UNKNOWN, long_table, notes
 from coordinator.report import mean_interval
 
 
@@ -47,7 +47,8 @@ def _summary(outcome: Outcome) -> Markup:
             )
         )
     sizes = ", ".join(f"{family.image_size} pixels ({family.data.source})" for family in config.study.families)
-    said.append(element("p", f"In place of Imagenet32, Imagenet64 and Imagenet224: {sizes}.") if stand_ins else "")
+    if stand_ins:
+        said.append(element("p", f"In place of Imagenet32, Imagenet64 and Imagenet224: {sizes}."))
     rows = [row for table in outcome.tables for row in table.rows if row.row is not None]
     facts: list[tuple[str, Content]] = []
     if outcome.meta is None:
@@ -71,8 +72,15 @@ def _summary(outcome: Outcome) -> Markup:
 
 
 def _table(outcome: Outcome, table: Table) -> Markup:
-    said = [element("p", note) for note in notes(outcome, table)]
-    return joined(*said, data_table(LONG_HEADER, long_rows(table, outcome.meta), table.title))
+    header, rows = long_table(table, outcome.meta)
+    marked: list[list[Content]] = []
+    for row, cells in zip(table.rows, rows, strict=True):
+        name: Content = element("strong", cells[0]) if row.row is not None else cells[0]
+        muted = (element("span", cell, class_="note") if cell in (NOT_RUN, UNKNOWN) else cell for cell in cells[1:])
+        marked.append([name, *muted])
+    first, *others = notes(outcome, table)
+    listed = element("ul", *(element("li", note) for note in others), class_="note")
+    return joined(element("p", first), data_table(header, marked, table.title), listed)
 
 
 def _own_places(outcome: Outcome) -> tuple[Place, ...]:

@@ -11,37 +11,21 @@ NOT_RUN = "not run"
 SHORT_HEADER = (
     "architecture",
     "error %\npaper",
-    "error % (95 %)\nthis run",
-    "M params\npaper",
-    "M params\ncounted",
+    "error %\nthis run",
+    "M params\npaper, ours",
     "GPU-days\npaper",
     "seconds\nthis run",
-)
-LONG_HEADER = (
-    "architecture",
-    "paper: top-1 error %",
-    "paper: top-5 error %",
-    "paper: M params",
-    "paper: M MACs",
-    "paper: search, GPU-days",
-    "this run: top-1 error % (95 % interval)",
-    "this run: top-5 error %",
-    "at the paper's size, counted: M params",
-    "at the paper's size, counted: M MACs",
-    "this run: network trained",
-    "this run: search, device-seconds",
 )
 
 
 def short_rows(table: Table, meta: MetaTraining | None) -> list[tuple[str, ...]]:
-    """Rows for a terminal, under `SHORT_HEADER`; searches as adaptation + meta-training."""
+    """Rows for a terminal, under `SHORT_HEADER`; searches as adaptation + meta-training, parameters at full size."""
     return [
         (
-            name_of(row).replace(" [published genotype ", "\n["),
+            name_of(row).replace(" [published genotype ", " ["),
             _error(row.published, table),
-            NOT_RUN if row.trained is None else run_error(row),
-            _number(row.published.params_m),
-            _params(row),
+            run_error(row).replace(" to ", "-"),
+            f"{_number(row.published.params_m)}, {_params(row)}",
             _sum(paper_search(row.published)),
             _sum(run_search(row, meta)),
         )
@@ -49,25 +33,32 @@ def short_rows(table: Table, meta: MetaTraining | None) -> list[tuple[str, ...]]
     ]
 
 
-def long_rows(table: Table, meta: MetaTraining | None) -> list[tuple[str, ...]]:
-    """Rows for a page, under `LONG_HEADER`."""
-    return [
-        (
-            name_of(row),
-            _error(row.published, table),
-            UNKNOWN if row.published.top5_error is None else f"{row.published.top5_error:.1f}",
-            _number(row.published.params_m),
-            _number(row.published.macs_m),
-            paper_search(row.published),
-            run_error(row),
-            NOT_RUN if row.trained is None else "not measured",
-            _params(row),
-            UNKNOWN if row.at_paper_size is None else f"{row.at_paper_size.num_macs / 1e6:.0f}",
-            _network(row),
-            run_search(row, meta),
-        )
-        for row in table.rows
+def long_table(table: Table, meta: MetaTraining | None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows for a page; top-5 errors and published MACs where the paper's table has them."""
+    columns: list[tuple[str, list[str]]] = [
+        ("architecture", [name_of(row) for row in table.rows]),
+        ("top-1 error %, paper", [_error(row.published, table) for row in table.rows]),
+        ("top-1 error %, this run (95 % interval)", [run_error(row) for row in table.rows]),
     ]
+    if any(row.published.top5_error is not None for row in table.rows):
+        columns += [
+            ("top-5 error %, paper", [_top5(row.published) for row in table.rows]),
+            ("top-5 error %, this run", [NOT_RUN if row.trained is None else "not measured" for row in table.rows]),
+        ]
+    columns += [
+        ("M params, paper", [_number(row.published.params_m) for row in table.rows]),
+        ("M params at the paper's size, counted", [_params(row) for row in table.rows]),
+    ]
+    if any(row.published.macs_m is not None for row in table.rows):
+        columns.append(("M MACs, paper", [_number(row.published.macs_m) for row in table.rows]))
+    columns += [
+        ("M MACs at the paper's size, counted", [_macs(row) for row in table.rows]),
+        ("search, paper, GPU-days", [paper_search(row.published) for row in table.rows]),
+        ("search, this run", [run_search(row, meta) for row in table.rows]),
+        ("network trained in this run", [_network(row) for row in table.rows]),
+    ]
+    header = tuple(name for name, _ in columns)
+    return header, list(zip(*(values for _, values in columns), strict=True))
 
 
 def name_of(row: Row) -> str:
@@ -81,7 +72,7 @@ def name_of(row: Row) -> str:
 def run_error(row: Row) -> str:
     """The run's error with its interval, or that there is none."""
     if row.trained is None:
-        return row.why_not
+        return NOT_RUN
     return f"{row.trained.error:.1f} ({row.trained.error_low:.1f} to {row.trained.error_high:.1f})"
 
 
@@ -121,12 +112,18 @@ def notes(outcome: Outcome, table: Table) -> Sequence[str]:
                 "seen them, the tested networks have not."
             )
     recipe = outcome.config.image_set(table.name).recipe
+    trained = next((row.trained for row in table.rows if row.trained is not None), None)
+    images = "" if trained is None else f" on {trained.num_train:,} images, tested on {trained.num_test:,} others"
     said.append(
-        f"Each network of this run: {recipe.num_cells} cells, {recipe.channels} channels, {recipe.last_epoch} epochs, "
-        "tested with running statistics. Intervals are of the choice of test images, not of seeds."
+        f"Each network of this run: {recipe.num_cells} cells, {recipe.channels} channels, {recipe.last_epoch} "
+        f"epochs{images}, BatchNorm by its running statistics. Intervals are of the choice of test images, not of "
+        "seeds."
     )
-    missing = [row for row in table.rows if row.row is None]
-    said.append(f"{len(missing)} rows are {NOT_RUN}: their architectures are not in this package.")
+    said.append("What a search took in this run is in seconds of one worker's device.")
+    missing = sum(row.row is None for row in table.rows)
+    said.append(f"{missing} rows are {NOT_RUN}, as their architectures are not in this package.")
+    waiting = {row.why_not for row in table.rows if row.row is not None and row.trained is None}
+    said += sorted(f"The others that are {NOT_RUN}: {reason.removeprefix('not run yet: ')}." for reason in waiting)
     said.append(f"{UNKNOWN}: not printed in the paper, or not to be recovered from its text.")
     return said
 
@@ -137,6 +134,14 @@ def _error(published: Published, table: Table) -> str:
         return UNKNOWN
     spread = "" if published.error_spread is None else f" ± {published.error_spread:.2f}"
     return f"{published.error:.{1 if table.name == 'imagenet' else 2}f}{spread}"
+
+
+def _top5(published: Published) -> str:
+    return UNKNOWN if published.top5_error is None else f"{published.top5_error:.1f}"
+
+
+def _macs(row: Row) -> str:
+    return UNKNOWN if row.at_paper_size is None else f"{row.at_paper_size.num_macs / 1e6:.0f}"
 
 
 def _sum(search: str) -> str:
@@ -158,7 +163,4 @@ def _network(row: Row) -> str:
     trained = row.trained
     if trained is None:
         return NOT_RUN
-    return (
-        f"{trained.cost.num_params:,} params, {trained.cost.num_macs / 1e6:.2f} M MACs; {trained.epochs} epochs on "
-        f"{trained.num_train:,} images, {trained.num_test:,} to test on; {trained.train_s:.0f} s"
-    )
+    return f"{trained.cost.num_params:,} params, {trained.cost.num_macs / 1e6:.2f} M MACs, {trained.train_s:.0f} s"

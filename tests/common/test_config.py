@@ -91,9 +91,7 @@ def test_a_preset_wins_over_a_file_of_the_same_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["smok", "no/such/file.toml", ".", ""])
 def test_a_missing_file_is_answered_with_the_presets(name):
-    with pytest.raises(
-        NotFoundError, match=rf"no preset or file '{name}'; presets are {', '.join(preset_names())}"
-    ):
+    with pytest.raises(NotFoundError, match=rf"no preset or file '{name}'; presets are {', '.join(preset_names())}"):
         load(name, environment={})
 
 
