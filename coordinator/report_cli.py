@@ -82,7 +82,8 @@ def _check(target: Path) -> None:
 def _of_job(name: str, server: str | None, token: str | None) -> "Report":
     """A job's report, of its artifacts in a folder that is gone afterwards."""
     from coordinator.api.stubs import search_pb2 as pb
-    from coordinator.html_report.collect import Manifest, Origin, collect
+    from coordinator.html_report.collect import Origin, collect
+    from coordinator.html_report.provenance import Manifest
     from coordinator.service_access import fetched, folder_of
 
     def everything_of_a_search(job: pb.Job) -> None:

@@ -8,7 +8,7 @@ from common.space.primitives import PRIMITIVES
 from common.space.topology import NUM_CELL_INPUTS
 from coordinator.cell_layout import Box, CellLayout, Route, lay_out
 from coordinator.drawing import CONCATENATION, FAMILIES, op_label
-from coordinator.html_report.charts import data_table, figure
+from coordinator.html_report.axes import data_table, figure
 from coordinator.html_report.markup import Markup, element, joined, number
 
 UNITS_PER_INCH = 88.0

@@ -2,7 +2,6 @@
 
 Every chart is a figure with a caption, a legend that wraps, and the values as a table for those who cannot see it.
 Colours never stand alone: lines have dashes and markers, bars have hatches, fields of a heatmap have their number.
-A chart is as wide as a telephone, so its text stays legible there; wider screens put several side by side.
 """
 
 import math
@@ -13,30 +12,45 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.html_report.markup import Content, Markup, element, joined, number
+from coordinator.html_report.axes import (
+    BOTTOM,
+    DASHES,
+    HEIGHT,
+    LEFT,
+    NUM_COLOURS,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Formatter,
+    axes,
+    data_table,
+    evenly,
+    figure,
+    marker,
+    nice_ticks,
+    percent,
+    points_of,
+    scale,
+    significant,
+    span,
+    svg,
+    swatch,
+    ticks_below,
+)
+from coordinator.html_report.markup import Markup, element, joined, number
 
-WIDTH, HEIGHT = 360.0, 236.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 22.0, 38.0  # around the plot, for ticks and labels
-NUM_TICKS = 5
 MOST_MARKERS = 12  # on one line; more would hide it
 MOST_BARS = 50
 LOG_SCALE_FROM = 4  # ratio of the widest to the narrowest gap between places, as in `coordinator.report`
 CLOSEST_TICKS = 24.0
 MOST_PLACES = 12  # that have a tick each
-DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2")
-NUM_COLOURS = 9
 FIELD_WIDTH, FIELD_HEIGHT = 29.0, 17.0
 ROW_LABEL, COLUMN_LABEL, COLUMN_LEAN, SCALE_HEIGHT = 56.0, 88.0, 38.0, 40.0
 DARK_FIELD = 0.55  # share of the scale from which a field's number is white
 
-# Okabe and Ito's colours, ordered by contrast; on dark paper the black and the blues are lighter.
-_LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#9A9A9A", "#B8A600")
-_DARK = ("#4BA3DE", "#F08A3C", "#2CC79A", "#E3A2C6", "#F0B73A", "#8CCDF5", "#E8E8E8", "#8A8A8A", "#F0E442")
 
 # Cividis (Nuñez et al. 2018), reversed and paler at its end: little is pale, which spares ink and reads on paper.
 _CIVIDIS = ((255, 247, 212), (188, 175, 111), (124, 123, 120), (59, 73, 108), (0, 34, 78))
-
-Formatter = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -54,16 +68,6 @@ class Line:
     values: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
-
-
-def significant(value: float) -> str:
-    """Four significant digits; "-" for what is not finite."""
-    return f"{value:.4g}" if math.isfinite(value) else "-"
-
-
-def percent(value: float) -> str:
-    """A share of 1, in percent with one decimal."""
-    return f"{100 * value:.1f} %" if math.isfinite(value) else "-"
 
 
 def line_chart(
@@ -89,11 +93,11 @@ def line_chart(
         level: name and value of a horizontal line, such as chance.
     """
     known = [value for line in lines for row in (line.values, line.low, line.high) for value in row or ()]
-    low, high = limits or _span([*known, *([level[1]] if level else [])])
+    low, high = limits or span([*known, *([level[1]] if level else [])])
     ticks = [tick for tick in nice_ticks(low, high) if low - 1e-9 <= tick <= high + 1e-9]
     across, is_log = _across(places)
-    up = _scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(ticks, up, written, y_label), *_places_axis(places, across, x_label + (" (log)" if is_log else ""))]
+    up = scale(low, high, HEIGHT - BOTTOM, TOP)
+    parts = [axes(ticks, up, written, y_label), *_places_axis(places, across, x_label + (" (log)" if is_log else ""))]
     if level is not None:
         y = up(level[1])
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="level"))
@@ -107,10 +111,10 @@ def line_chart(
     ]
     legend = [(line.name, _line_swatch(index)) for index, line in enumerate(lines)]
     if level is not None:
-        legend.append((level[0], _swatch(element("line", x1=1, x2=27, y1=7, y2=7, class_="level"))))
+        legend.append((level[0], swatch(element("line", x1=1, x2=27, y1=7, y2=7, class_="level"))))
     return figure(
         caption,
-        _svg(f"{caption}: {y_label} over {x_label.lower()}", WIDTH, HEIGHT, *parts),
+        svg(f"{caption}: {y_label} over {x_label.lower()}", WIDTH, HEIGHT, *parts),
         legend if len(legend) > 1 or lines[0].name != y_label else [],
         data_table([x_label, *(line.name for line in lines)], rows),
     )
@@ -130,11 +134,11 @@ def stacked_bars(
     """
     shown = evenly(len(places), MOST_BARS)
     top = max(sum(values[index] for values in shares.values()) for index in shown) or 1.0
-    up = _scale(0.0, top, HEIGHT - BOTTOM, TOP)
+    up = scale(0.0, top, HEIGHT - BOTTOM, TOP)
     slot = (WIDTH - LEFT - RIGHT) / len(shown)
     gap = min(2.0, 0.1 * slot)
     ticks = [tick for tick in nice_ticks(0.0, top) if tick <= top]
-    parts = [_axes(ticks, up, significant, y_label)]
+    parts = [axes(ticks, up, significant, y_label)]
     for bar, index in enumerate(shown):
         below = 0.0
         for category, (name, values) in enumerate(shares.items()):
@@ -159,7 +163,7 @@ def stacked_bars(
     note = "" if len(shown) == len(places) else f" {len(shown)} of {len(places)} bars are drawn; the table has all."
     return figure(
         caption + note,
-        _svg(f"{caption}: {y_label} over {x_label.lower()}", WIDTH, HEIGHT, *parts),
+        svg(f"{caption}: {y_label} over {x_label.lower()}", WIDTH, HEIGHT, *parts),
         legend,
         data_table([x_label, *shares], rows),
     )
@@ -206,7 +210,7 @@ def heatmap(
     rows = [[name, *(percent(float(value)) for value in values[row])] for row, name in enumerate(row_names)]
     return figure(
         caption,
-        _svg(f"{caption}: probability in percent", width, bottom + SCALE_HEIGHT, *parts),
+        svg(f"{caption}: probability in percent", width, bottom + SCALE_HEIGHT, *parts),
         [],
         data_table(["edge", *column_names], rows),
     )
@@ -222,20 +226,20 @@ def path_chart(caption: str, x_label: str, y_label: str, names: Sequence[str], p
         names: one per point.
         points: (num_points, 2).
     """
-    low_x, high_x = _span(points[:, 0].tolist())
-    low_y, high_y = _span(points[:, 1].tolist())
-    across, up = _scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - 8), _scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
+    low_x, high_x = span(points[:, 0].tolist())
+    low_y, high_y = span(points[:, 1].tolist())
+    across, up = scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - 8), scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
     places = [(across(float(x)), up(float(y))) for x, y in points]
     parts = [
-        _axes(nice_ticks(low_y, high_y), up, significant, y_label),
-        *_ticks_below(nice_ticks(low_x, high_x), across, x_label),
-        element("polyline", points=_points(places), class_="s0 line"),
+        axes(nice_ticks(low_y, high_y), up, significant, y_label),
+        *ticks_below(nice_ticks(low_x, high_x), across, x_label),
+        element("polyline", points=points_of(places), class_="s0 line"),
     ]
     last = len(places) - 1
     for index, ((x, y), name) in enumerate(zip(places, names, strict=True)):
         shape = 1 if index == 0 else 2 if index == last else 0
         title = f"version {name}: {significant(float(points[index, 0]))}, {significant(float(points[index, 1]))}"
-        parts.append(element("g", element("title", title), _marker(x, y, shape, 0)))
+        parts.append(element("g", element("title", title), marker(x, y, shape, 0)))
     written: list[tuple[float, float]] = []
     # The ends first: of points too close to each other, they keep their names.
     for index in dict.fromkeys([last, 0, *range(len(places))]):
@@ -250,146 +254,10 @@ def path_chart(caption: str, x_label: str, y_label: str, names: Sequence[str], p
     rows = [[name, significant(float(x)), significant(float(y))] for name, (x, y) in zip(names, points, strict=True)]
     return figure(
         caption,
-        _svg(f"{caption}: {y_label} over {x_label}", WIDTH, HEIGHT, *parts),
-        [("first", _swatch(_marker(14.0, 7.0, 1, 0))), ("last", _swatch(_marker(14.0, 7.0, 2, 0)))],
+        svg(f"{caption}: {y_label} over {x_label}", WIDTH, HEIGHT, *parts),
+        [("first", swatch(marker(14.0, 7.0, 1, 0))), ("last", swatch(marker(14.0, 7.0, 2, 0)))],
         data_table(["version", x_label, y_label], rows),
     )
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A point of a scatter chart.
-
-    Attributes:
-        x, y: its place; NaN is not drawn.
-        low: lower limit of y; None where there is none.
-        high: upper limit.
-        is_first: of the first of the chart's two groups, which a line joins.
-    """
-
-    x: float
-    y: float
-    low: float | None
-    high: float | None
-    is_first: bool
-
-
-def front_chart(
-    caption: str,
-    x_label: str,
-    y_label: str,
-    marks: Sequence[Mark],
-    groups: tuple[str, str],
-    written: Formatter = significant,
-) -> Markup:
-    """Points with bars, in two groups; a line of steps joins the first one: the most that any x reaches.
-
-    Args:
-        caption: what is shown.
-        x_label: of the first coordinate.
-        y_label: of the second, with the unit.
-        marks: at least one, by ascending x.
-        groups: names of both.
-        written: how values of y are written.
-    """
-    heights = [value for mark in marks for value in (mark.y, mark.low, mark.high) if value is not None]
-    low_x, high_x = _span([mark.x for mark in marks])
-    low_y, high_y = _span(heights)
-    across, up = _scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - 8), _scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
-    ticks = [tick for tick in nice_ticks(low_y, high_y) if low_y <= tick <= high_y]
-    places = [tick for tick in nice_ticks(low_x, high_x) if low_x <= tick <= high_x]
-    parts = [_axes(ticks, up, written, y_label), *_ticks_below(places, across, x_label)]
-    joined_up: list[tuple[float, float]] = []
-    for mark in (mark for mark in marks if mark.is_first and math.isfinite(mark.y)):
-        x, y = across(mark.x), up(mark.y)
-        joined_up += [(x, joined_up[-1][1]), (x, y)] if joined_up else [(x, y)]
-    if len(joined_up) > 1:
-        parts.append(element("polyline", points=_points(joined_up), class_="s0 line"))
-    for mark in (mark for mark in marks if math.isfinite(mark.y)):
-        group = 0 if mark.is_first else 1
-        x = across(mark.x)
-        title = f"{groups[group]}: {significant(mark.x)}, {written(mark.y)}"
-        drawn = [element("title", title), _marker(x, up(mark.y), group, group)]
-        if mark.low is not None and mark.high is not None:
-            drawn.insert(1, element("line", x1=x, x2=x, y1=up(mark.low), y2=up(mark.high), class_=f"marker s{group}"))
-        parts.append(element("g", *drawn))
-    legend = [(name, _swatch(_marker(14.0, 7.0, index, index))) for index, name in enumerate(groups)]
-    return figure(caption, _svg(f"{caption}: {y_label} over {x_label.lower()}", WIDTH, HEIGHT, *parts), legend, None)
-
-
-def scatter_chart(
-    caption: str,
-    x_label: str,
-    y_label: str,
-    names: Sequence[str],
-    points: NDArray[np.float64],
-    marked: int | None = None,
-    categories: Sequence[str] = (),
-) -> Markup:
-    """Points in a plane, one of them marked by colour and shape.
-
-    Args:
-        caption: what is shown.
-        x_label: of the first coordinate.
-        y_label: of the second.
-        names: one per point.
-        points: (num_points, 2), at least one.
-        marked: which one is marked.
-        categories: names of the first coordinate's values 0, 1, ...; numbers are written where there are none.
-    """
-    low_x, high_x = (-0.5, len(categories) - 0.5) if categories else _span(points[:, 0].tolist())
-    low_y, high_y = _span(points[:, 1].tolist())
-    across, up = _scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - 8), _scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(nice_ticks(low_y, high_y), up, significant, y_label)]
-    if categories:
-        parts += _ticks_below([], across, x_label)
-        room = max(int((WIDTH - LEFT - RIGHT) / len(categories) / 6), 2)  # characters
-        for index, name in enumerate(categories):
-            text = name if len(name) <= room else name[: room - 1] + "\N{HORIZONTAL ELLIPSIS}"
-            y = HEIGHT - BOTTOM + 15
-            parts.append(element("text", text, x=across(index), y=y, text_anchor="middle", class_="tick"))
-    else:
-        parts += _ticks_below(nice_ticks(low_x, high_x), across, x_label)
-    order = [index for index in range(len(names)) if index != marked]
-    for index in [*order, *([] if marked is None else [marked])]:
-        x, y = points[index]
-        title = element("title", f"{names[index]}: {significant(float(y))}")
-        kind = 1 if index == marked else 0
-        parts.append(element("g", title, _marker(across(float(x)), up(float(y)), 2 * kind, kind)))
-    legend = [] if marked is None else [(f"best ({names[marked]})", _swatch(_marker(14.0, 7.0, 2, 1)))]
-    return figure(caption, _svg(f"{caption}: {y_label} over {x_label}", WIDTH, HEIGHT, *parts), legend, None)
-
-
-def figure(caption: Content, drawing: Markup, legend: Sequence[tuple[str, Markup]], data: Markup | None) -> Markup:
-    """A drawing with what belongs to it."""
-    entries = [element("li", swatch, element("span", name)) for name, swatch in legend]
-    return element(
-        "figure",
-        element("figcaption", caption),
-        element("ul", *entries, class_="legend") if entries else Markup(),
-        drawing,
-        element("details", element("summary", "Values"), data) if data is not None else Markup(),
-    )
-
-
-def data_table(header: Sequence[str], rows: Sequence[Sequence[Content]], name: str = "Values") -> Markup:
-    """A table that scrolls within its own box; the first column names the row."""
-    head = element("tr", *(element("th", title, scope="col") for title in header))
-    body = [
-        element("tr", element("th", row[0], scope="row"), *(element("td", value) for value in row[1:])) for row in rows
-    ]
-    table = element("table", element("thead", head), element("tbody", *body))
-    # A box that scrolls must be reachable by keyboard.
-    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=name)
-
-
-def nice_ticks(low: float, high: float) -> list[float]:
-    """Round numbers that cover low to high: multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / NUM_TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 def cividis(share: float) -> str:
@@ -401,60 +269,6 @@ def cividis(share: float) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """Indices of at most `most` >= 2 out of `count`, spread evenly, the first and the last among them."""
-    if count <= most:
-        return list(range(count))
-    return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
-
-
-def palette_style(dark: bool) -> str:
-    """CSS declarations of the categories' colours on light or dark paper."""
-    return "".join(f"--c{index}:{colour};" for index, colour in enumerate(_DARK if dark else _LIGHT))
-
-
-def chart_style() -> str:
-    """CSS rules that the charts rely on; the page adds `--ink`, `--muted`, `--rule` and `--paper`."""
-    strokes = "".join(
-        f".s{index}{{stroke:var(--c{index})}}.f{index}{{fill:var(--c{index})}}" for index in range(NUM_COLOURS)
-    )
-    dashes = "".join(f".d{index}{{stroke-dasharray:{dash}}}" for index, dash in enumerate(DASHES) if dash)
-    return (
-        f"{strokes}{dashes}"
-        "svg text{font-family:inherit;fill:var(--ink);font-size:12px}"
-        "svg text.tick{font-size:11px;fill:var(--muted)}"
-        "svg text.field{font-size:10px}svg text.on-dark{fill:#fff}svg text.on-pale{fill:#111}"
-        ".line{fill:none;stroke-width:2;stroke-linejoin:round}"
-        ".band{opacity:.2;stroke:none}.grid{stroke:var(--rule);stroke-width:1}"
-        ".level{stroke:var(--muted);stroke-width:1.5;stroke-dasharray:2 4}"
-        ".marker{stroke-width:1.5}.hollow{fill:var(--paper)}.hatch{stroke:var(--paper);stroke-width:1;fill:none}"
-    )
-
-
-def _svg(label: str, width: float, height: float, *parts: Markup) -> Markup:
-    return element(
-        "svg",
-        element("title", label),
-        *parts,
-        viewBox=f"0 0 {number(width)} {number(height)}",
-        xmlns="http://www.w3.org/2000/svg",
-        role="img",
-        aria_label=label,
-    )
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Least and largest, with room around them; never so narrow that noise in the last digits fills a chart."""
-    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    room = max(0.06 * (high - low), 1e-3 * max(abs(low), abs(high)), 1e-9)
-    return (max(low - room, 0.0) if low >= 0 else low - room), high + room
-
-
-def _scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
-    return lambda value: first + (value - low) / (high - low) * (last - first)
-
-
 def _across(places: Sequence[float]) -> tuple[Callable[[float], float], bool]:
     """Place -> x, and whether the axis is logarithmic."""
     gaps = [b - a for a, b in pairwise(places)]
@@ -463,56 +277,20 @@ def _across(places: Sequence[float]) -> tuple[Callable[[float], float], bool]:
     low, high = turned[0], turned[-1]
     if low == high:
         low, high = low - 1, high + 1
-    scale = _scale(low, high, LEFT + 6, WIDTH - RIGHT - 6)
-    return (lambda place: scale(math.log1p(place) if is_log else place)), is_log
-
-
-def _axes(ticks: Sequence[float], up: Callable[[float], float], written: Formatter, label: str) -> Markup:
-    names = [f"{100 * tick:.0f} %" for tick in ticks] if written is percent else _tick_names(ticks)
-    lines = [
-        part
-        for tick, name in zip(ticks, names, strict=True)
-        for part in (
-            element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=up(tick), y2=up(tick), class_="grid"),
-            element("text", name, x=LEFT - 5, y=up(tick) + 4, text_anchor="end", class_="tick"),
-        )
-    ]
-    return element("g", *lines, element("text", label, x=2.0, y=12.0))
-
-
-def _tick_names(ticks: Sequence[float]) -> list[str]:
-    """Ticks with as few digits, four at least, as tell them apart."""
-    for digits in range(4, 16):
-        names = [f"{tick:.{digits}g}" for tick in ticks]
-        if len(set(names)) == len(names):
-            break
-    return names
+    along = scale(low, high, LEFT + 6, WIDTH - RIGHT - 6)
+    return (lambda place: along(math.log1p(place) if is_log else place)), is_log
 
 
 def _places_axis(places: Sequence[float], across: Callable[[float], float], label: str) -> list[Markup]:
     """Ticks at places that were measured, the last one always; of many places, at round numbers."""
     if len(places) > MOST_PLACES:
         ticks = [tick for tick in nice_ticks(places[0], places[-1]) if places[0] <= tick <= places[-1]]
-        return _ticks_below(ticks, across, label)
+        return ticks_below(ticks, across, label)
     kept = [places[-1]]
     for place in reversed(places[:-1]):
         if across(kept[-1]) - across(place) >= CLOSEST_TICKS:
             kept.append(place)
-    return _ticks_below(kept[::-1], across, label)
-
-
-def _ticks_below(ticks: Sequence[float], across: Callable[[float], float], label: str) -> list[Markup]:
-    y = HEIGHT - BOTTOM
-    base = element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
-    numbers = [
-        element("text", name, x=across(tick), y=y + 15, text_anchor="middle", class_="tick")
-        for tick, name in zip(ticks, _tick_names(ticks), strict=True)
-    ]
-    return [base, *numbers, element("text", label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle")]
-
-
-def _points(places: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{number(x)},{number(y)}" for x, y in places)
+    return ticks_below(kept[::-1], across, label)
 
 
 def _band(
@@ -526,7 +304,7 @@ def _band(
     known = [row for row in range(len(places)) if math.isfinite(low[row]) and math.isfinite(high[row])]
     there = [(across(places[row]), up(high[row])) for row in known]
     back = [(across(places[row]), up(low[row])) for row in reversed(known)]
-    return element("polygon", points=_points([*there, *back]), class_=f"band f{index % NUM_COLOURS}")
+    return element("polygon", points=points_of([*there, *back]), class_=f"band f{index % NUM_COLOURS}")
 
 
 def _drawn(
@@ -540,23 +318,11 @@ def _drawn(
             pieces[-1].append((across(place), up(value)))
         elif pieces[-1]:
             pieces.append([])
-    parts = [element("polyline", points=_points(piece), class_=style) for piece in pieces if len(piece) > 1]
+    parts = [element("polyline", points=points_of(piece), class_=style) for piece in pieces if len(piece) > 1]
     for row in evenly(len(places), MOST_MARKERS):
         if math.isfinite(line.values[row]):
-            parts.append(_marker(across(places[row]), up(line.values[row]), index, index))
+            parts.append(marker(across(places[row]), up(line.values[row]), index, index))
     return parts
-
-
-def _marker(x: float, y: float, shape: int, colour: int) -> Markup:
-    style = f"marker s{colour % NUM_COLOURS} " + (f"f{colour % NUM_COLOURS}" if shape % 2 == 0 else "hollow")
-    form = shape % 4
-    if form == 0:
-        return element("circle", cx=x, cy=y, r=3.2, class_=style)
-    if form == 1:
-        return element("rect", x=x - 3.2, y=y - 3.2, width=6.4, height=6.4, class_=style)
-    if form == 2:
-        return element("polygon", points=_points([(x, y - 4.2), (x + 4, y + 3), (x - 4, y + 3)]), class_=style)
-    return element("polygon", points=_points([(x, y - 4.4), (x + 4.4, y), (x, y + 4.4), (x - 4.4, y)]), class_=style)
 
 
 def _hatch(x: float, y: float, width: float, height: float, category: int) -> Markup:
@@ -568,18 +334,14 @@ def _hatch(x: float, y: float, width: float, height: float, category: int) -> Ma
     return element("path", d="".join(strokes), class_="hatch") if strokes else Markup()
 
 
-def _swatch(*parts: Markup) -> Markup:
-    return element("svg", *parts, viewBox="0 0 28 14", class_="swatch", aria_hidden="true")
-
-
 def _line_swatch(index: int) -> Markup:
     style = f"s{index % NUM_COLOURS} d{index % len(DASHES)} line"
-    return _swatch(element("line", x1=1, x2=27, y1=7, y2=7, class_=style), _marker(14.0, 7.0, index, index))
+    return swatch(element("line", x1=1, x2=27, y1=7, y2=7, class_=style), marker(14.0, 7.0, index, index))
 
 
 def _bar_swatch(category: int) -> Markup:
     box = element("rect", x=6, y=0, width=16, height=14, class_=f"f{category % NUM_COLOURS}")
-    return _swatch(box, _hatch(6.0, 0.0, 16.0, 14.0, category) if category % 2 else Markup())
+    return swatch(box, _hatch(6.0, 0.0, 16.0, 14.0, category) if category % 2 else Markup())
 
 
 def _colour_scale(width: float, y: float, top: float) -> list[Markup]:

@@ -3,7 +3,6 @@
 Torch is imported only where priors are read.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +20,9 @@ from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from common.space.genotype import Genotype, derive
 from common.storage import ArtifactFolder
 from common.telemetry import ROUND_METRICS, metric_name
-from coordinator.html_report.charts import evenly
+from coordinator.html_report.axes import evenly
 from coordinator.html_report.pca import Components, principal_components
+from coordinator.html_report.provenance import PRIOR_STEM, Manifest, StoredFile, stored_files
 from coordinator.html_report.sweeps import SweepTable, is_sweep, sweep_table
 from coordinator.pareto import FRONT, Front, read_front
 
@@ -30,21 +30,17 @@ if TYPE_CHECKING:
     from common.meta.prior import Prior
 
 Kind = Literal["run", "demo", "adaptation", "sweep", "front"]
-State = Literal["intact", "altered", "missing", "unlisted", "withheld"]
 Probabilities = Mapping[str, NDArray[np.float64]]
 
-CONFIG, ROUNDS, LOG, RESULT, MANIFEST = "config.json", "rounds.jsonl", "train.log", "result.json", "manifest.json"
+CONFIG, ROUNDS, LOG, RESULT = "config.json", "rounds.jsonl", "train.log", "result.json"
 BEST, BEST_TRIAL = "best.json", "best"  # of a sweep
 ADAPTATION = "adapt"  # where `metasearch adapt` leaves its results in a run's folder
 PARETO = "pareto"  # likewise `metasearch pareto`
 DEMO_PRIORS = "service/artifacts/tenants/local/studies/demo/priors"
 MOST_HEATMAPS = 6  # versions shown
 MOST_COMPONENTS = 64  # versions whose weights are in memory together
-SECRETS = frozenset({"token", "tokens.toml"})  # of a demo's service
-_READ_BYTES = 1 << 20
 _TIME = "%Y-%m-%d %H:%M:%S"
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ .* round (\d+)/")
-_STEM = re.compile(r"(\d{8})(?:-[0-9a-f]+)?\Z")
 
 
 @dataclass(frozen=True)
@@ -89,31 +85,6 @@ class Found:
     origin: str
     cost: Cost | None = None
     probability: float | None = None
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of the folder.
-
-    Attributes:
-        name: below the folder.
-        num_bytes: its size now; what the manifest says of a file that is missing.
-        sha256: computed now; None for a file that is missing or withheld.
-        state: what comparing it with its manifest says. A secret is withheld: not read, not hashed.
-    """
-
-    name: str
-    num_bytes: int
-    sha256: str | None
-    state: State
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a manifest says of a file."""
-
-    num_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -220,7 +191,7 @@ def collect(folder: Path, origin: Origin | None = None, leave_out: Path | None =
     origin = origin or Origin(folder.resolve().name)
     if not folder.is_dir():
         raise NotFoundError(f"there is no folder {folder}; give the folder of a run, a demo or an adaptation")
-    files = _files(folder, origin, leave_out)
+    files = stored_files(folder, origin.manifest, leave_out)
     if (folder / RESULT).is_file() and is_sweep(_json(folder / RESULT)):
         return _sweep(folder, origin, files)
     if (folder / CONFIG).is_file():
@@ -375,7 +346,7 @@ def _adaptation(folder: Path, content: Mapping[str, Any], origin: Origin, files:
 
 def _read_priors(folder: Path, below: str, config: StudyConfig) -> _Priors:
     """Posteriors and components of the priors in `folder`/`below`; one that is damaged is noted and left out."""
-    stems = [path.stem for path in sorted((folder / below).glob("*.json")) if _STEM.match(path.stem)]
+    stems = [path.stem for path in sorted((folder / below).glob("*.json")) if PRIOR_STEM.match(path.stem)]
     if not stems:
         return _Priors()
     from common.artifacts import load_prior
@@ -536,61 +507,3 @@ def _log_times(path: Path, rounds: Sequence[Mapping[str, float]]) -> tuple[str |
 
 def _modified(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime(f"{_TIME} UTC")
-
-
-def _files(folder: Path, origin: Origin, leave_out: Path | None) -> tuple[StoredFile, ...]:
-    """Every file below the folder, and those that a manifest names and that are not there.
-
-    Manifests are read last: a run that goes on removes the manifest of an old prior first, so that none is missed.
-    """
-    omitted = None if leave_out is None else leave_out.resolve()
-    found: dict[str, StoredFile] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.resolve() != omitted):
-        name = path.relative_to(folder).as_posix()
-        try:
-            num_bytes = path.stat().st_size
-            is_secret = path.name in SECRETS
-            found[name] = StoredFile(
-                name, num_bytes, None if is_secret else sha256(path), "withheld" if is_secret else "unlisted"
-            )
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UnavailableError(f"cannot read {path}: {error}; check permissions, or remove it") from None
-    expected = dict(origin.manifest)
-    for name in found:
-        expected |= _manifest(folder / name, folder)
-    for name, listed in expected.items():
-        file = found.get(name)
-        if file is None:
-            found[name] = StoredFile(name, listed.num_bytes, None, "missing")
-        elif file.sha256 is not None:
-            is_intact = (listed.num_bytes, listed.sha256) == (file.num_bytes, file.sha256)
-            found[name] = replace(file, state="intact" if is_intact else "altered")
-    return tuple(found[name] for name in sorted(found))
-
-
-def _manifest(path: Path, folder: Path) -> dict[str, Manifest]:
-    """What a file says of others, if it is a manifest: a job's, or a prior's."""
-    is_prior = path.suffix == ".json" and _STEM.match(path.stem) is not None
-    if path.name != MANIFEST and not is_prior:
-        return {}
-    below = path.parent.relative_to(folder)
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        listed = [{**content, "name": f"{path.stem}.safetensors"}] if is_prior else content["artifacts"]
-        return {
-            (below / str(each["name"])).as_posix(): Manifest(int(each["num_bytes"]), str(each["sha256"]))
-            for each in listed
-        }
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}  # not a manifest of ours; files that it might speak for count as unlisted
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, hexadecimal."""
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        for part in iter(lambda: file.read(_READ_BYTES), b""):
-            hasher.update(part)
-    return hasher.hexdigest()

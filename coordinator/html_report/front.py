@@ -1,10 +1,12 @@
 """A Pareto front on a page: what networks cost against how good they are, and all of them as a table. Pure."""
 
 import math
+from collections.abc import Sequence
 
+from coordinator.html_report.axes import data_table, percent, significant
 from coordinator.html_report.cells import cell_figures
-from coordinator.html_report.charts import Mark, data_table, front_chart, percent, significant
 from coordinator.html_report.markup import Content, Markup, element, joined
+from coordinator.html_report.scatter import Point, scatter_chart
 from coordinator.pareto import Front, FrontPoint
 
 _COSTS = {"params": "Parameters", "macs": "MACs", "latency": "Predicted latency (ms)"}
@@ -28,14 +30,16 @@ def front_section(front: Front) -> Markup:
         "dominated one there is another that costs no more and is no worse."
     )
     label = "Test accuracy" if is_trained else "Log probability (nats)"
-    marks = [Mark(point.cost(front.measure), *_height(point), not point.is_dominated) for point in front.points]
-    chart = front_chart(
+    chart = scatter_chart(
         f"{_COSTS[front.measure]} against {label.lower()}",
         _COSTS[front.measure],
         label,
-        marks,
-        ("on the front", "dominated"),
-        percent if is_trained else significant,
+        {
+            "on the front": _points(front, [point for point in front.points if not point.is_dominated]),
+            "dominated": _points(front, [point for point in front.points if point.is_dominated]),
+        },
+        written=percent if is_trained else significant,
+        has_steps=True,
     )
     rows = [_row(point) for point in front.points]
     header = ["", "parameters", "MACs", "ms", "log probability", "accuracy", "95 % interval", "found by"]
@@ -54,11 +58,16 @@ def front_section(front: Front) -> Markup:
     return joined(*parts)
 
 
-def _height(point: FrontPoint) -> tuple[float, float | None, float | None]:
-    if point.accuracy is None:
-        return _log(point), None, None
-    low, high = point.interval_95 or (None, None)
-    return point.accuracy, low, high
+def _points(front: Front, points: Sequence[FrontPoint]) -> list[Point]:
+    """Those with a finite height, by ascending cost."""
+    drawn = []
+    for point in points:
+        low, high = point.interval_95 or (None, None)
+        height = _log(point) if point.accuracy is None else point.accuracy
+        if math.isfinite(height):
+            cost = point.cost(front.measure)
+            drawn.append(Point(f"{point.num_params:,} parameters", cost, height, low, high))
+    return sorted(drawn, key=lambda point: point.x)
 
 
 def _log(point: FrontPoint) -> float:

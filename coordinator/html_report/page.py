@@ -13,23 +13,14 @@ import numpy as np
 from common.config import StudyConfig
 from common.space.topology import Topology
 from common.telemetry import metric_name
+from coordinator.html_report.axes import chart_style, data_table, palette_style, percent, significant
 from coordinator.html_report.cells import cell_figures, cell_rules, cell_style, source_name
-from coordinator.html_report.charts import (
-    Line,
-    chart_style,
-    data_table,
-    heatmap,
-    line_chart,
-    palette_style,
-    path_chart,
-    percent,
-    significant,
-    stacked_bars,
-)
-from coordinator.html_report.collect import Accuracy, Kind, Report, StoredFile, flattened
+from coordinator.html_report.charts import Line, heatmap, line_chart, path_chart, stacked_bars
+from coordinator.html_report.collect import Accuracy, Kind, Report, flattened
 from coordinator.html_report.front import front_section
 from coordinator.html_report.markup import Content, Markup, element, joined
 from coordinator.html_report.pca import Components
+from coordinator.html_report.provenance import StoredFile
 from coordinator.html_report.sweeps import sweep_section
 
 LEAST_TOP = 0.5  # probability of a heatmap's darkest field at least: an undecided posterior should look pale

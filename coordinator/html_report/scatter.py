@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from coordinator.html_report.charts import (
+from coordinator.html_report.axes import (
     BOTTOM,
     HEIGHT,
     LEFT,
@@ -12,17 +13,18 @@ from coordinator.html_report.charts import (
     TOP,
     WIDTH,
     Formatter,
-    _axes,
-    _marker,
-    _scale,
-    _span,
-    _svg,
-    _swatch,
-    _ticks_below,
+    axes,
     data_table,
     figure,
+    marker,
     nice_ticks,
+    points_of,
+    scale,
     significant,
+    span,
+    svg,
+    swatch,
+    ticks_below,
 )
 from coordinator.html_report.markup import Markup, element
 
@@ -59,6 +61,8 @@ def scatter_chart(
     is_log: bool = False,
     has_names: bool = False,
     written: Formatter = significant,
+    categories: Sequence[str] = (),
+    has_steps: bool = False,
 ) -> Markup:
     """Groups of points.
 
@@ -69,43 +73,61 @@ def scatter_chart(
         groups: by name, at least one point in all.
         is_log: powers of ten along the x axis; all x are above 0.
         has_names: write names beside points, where there is room.
-        written: how values are written in the table.
+        written: how values of y are written.
+        categories: names of x = 0, 1, ...; numbers are written where there are none.
+        has_steps: join the first group, which is by ascending x, by steps: the most that any x reaches.
     """
     points = [point for of_group in groups.values() for point in of_group]
     limits = [limit for point in points for limit in (point.y, point.low, point.high) if limit is not None]
-    low_y, high_y = _span(limits)
+    low_y, high_y = span(limits)
     turned = [math.log10(point.x) if is_log else point.x for point in points]
-    low_x, high_x = (math.floor(min(turned)), max(turned) + 0.1) if is_log else _span(turned)
+    low_x, high_x = (math.floor(min(turned)), max(turned) + 0.1) if is_log else span(turned)
+    if categories:
+        low_x, high_x = -0.5, len(categories) - 0.5
     if low_x == high_x:
         high_x += 1
-    across = _scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - (NAME_ROOM if has_names else 8.0))
-    up = _scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
+    across = scale(low_x, high_x, LEFT + 8, WIDTH - RIGHT - (NAME_ROOM if has_names else 8.0))
+    up = scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
     ticks = list(range(int(low_x), int(high_x) + 1)) if is_log else _few(nice_ticks(low_x, high_x), low_x, high_x)
     rows_up = [tick for tick in nice_ticks(low_y, high_y) if low_y <= tick <= high_y]
     names_below = (lambda tick: across(math.log10(tick))) if is_log else across
     parts = [
-        _axes(rows_up, up, significant, y_label),
-        *_ticks_below([10.0**tick for tick in ticks] if is_log else ticks, names_below, x_label),
+        axes(rows_up, up, written, y_label),
+        *(
+            [*ticks_below([], across, x_label), *_category_names(categories, across)]
+            if categories
+            else ticks_below([10.0**tick for tick in ticks] if is_log else ticks, names_below, x_label)
+        ),
     ]
+
+    def name_of(x: float) -> str:
+        return categories[round(x)] if categories else significant(x)
+
     places = [
         [(across(math.log10(point.x) if is_log else point.x), up(point.y)) for point in of_group]
         for of_group in groups.values()
     ]
+    if has_steps:
+        parts += _steps(places[0])
     for index, of_group in enumerate(groups.values()):
         for point, (x, y) in zip(of_group, places[index], strict=True):
-            title = element("title", f"{point.name}: {significant(point.x)}, {written(point.y)}")
-            parts.append(element("g", title, *_limits(point, x, up, index), _marker(x, y, index, index)))
+            title = element("title", f"{point.name}: {name_of(point.x)}, {written(point.y)}")
+            parts.append(element("g", title, *_limits(point, x, up, index), marker(x, y, index, index)))
     if has_names:
         parts += _names([point.name for point in points], [place for of_group in places for place in of_group])
     rows = [
-        [f"{name}: {point.name}" if len(groups) > 1 else point.name, significant(point.x), _with_limits(point, written)]
+        [
+            f"{name}: {point.name}" if len(groups) > 1 else point.name,
+            categories[round(point.x)] if categories else significant(point.x),
+            _with_limits(point, written),
+        ]
         for name, of_group in groups.items()
         for point in of_group
     ]
-    legend = [(name, _swatch(_marker(14.0, 7.0, index, index))) for index, name in enumerate(groups)]
+    legend = [(name, swatch(marker(14.0, 7.0, index, index))) for index, name in enumerate(groups)]
     return figure(
         caption,
-        _svg(f"{caption}: {y_label} over {x_label}", WIDTH, HEIGHT, *parts),
+        svg(f"{caption}: {y_label} over {x_label}", WIDTH, HEIGHT, *parts),
         legend if len(groups) > 1 else [],
         data_table(["point", x_label, y_label], rows),
     )
@@ -135,6 +157,22 @@ def _names(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[
 
 def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
     return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+
+
+def _category_names(categories: Sequence[str], across: Callable[[float], float]) -> list[Markup]:
+    """Names below the axis, cut to the room that each has."""
+    room = max(int((WIDTH - LEFT - RIGHT) / len(categories) / CHARACTER), 2)
+    written = [name if len(name) <= room else name[: room - 1] + "\N{HORIZONTAL ELLIPSIS}" for name in categories]
+    y = HEIGHT - BOTTOM + 15
+    return [
+        element("text", name, x=across(index), y=y, text_anchor="middle", class_="tick")
+        for index, name in enumerate(written)
+    ]
+
+
+def _steps(places: Sequence[tuple[float, float]]) -> list[Markup]:
+    corners = [corner for (_, before), (x, y) in pairwise(places) for corner in ((x, before), (x, y))]
+    return [element("polyline", points=points_of([places[0], *corners]), class_="s0 line")] if corners else []
 
 
 def _few(ticks: Sequence[float], low: float, high: float) -> list[float]:

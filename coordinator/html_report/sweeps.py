@@ -1,15 +1,14 @@
 """A sweep in a report: its trials as a table, the metric over their rounds, and over each field that was swept."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from coordinator.html_report.charts import Line, data_table, line_chart, percent, scatter_chart, significant
+from coordinator.html_report.axes import data_table, percent, significant
+from coordinator.html_report.charts import Line, line_chart
 from coordinator.html_report.markup import Content, Markup, element, joined
+from coordinator.html_report.scatter import Point, scatter_chart
 
 MOST_LINES = 8  # the best trials; more could not be told apart
 LOG_SCALE_FROM = 30.0  # ratio of the largest to the least value of a field
@@ -112,25 +111,25 @@ def _curves(table: SweepTable) -> Markup:
 
 
 def _scatters(table: SweepTable, measured: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """For every swept field, the metric of each trial over its value."""
+    written = percent if table.metric == "accuracy" else significant
     charts = []
-    marked = next((index for index, row in enumerate(measured) if row["trial"] == table.best), None)
-    names = [f"trial {row['trial']}" for row in measured]
-    ys = [float(row["value"]) for row in measured]
     for key in table.keys:
         values = [row["values"][key] for row in measured]
         numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        label, categories = key, []
-        if not numeric:
-            texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
-            categories = sorted(set(texts))
-            xs = [float(categories.index(text)) for text in texts]
-        elif min(values) > 0 and max(values) >= LOG_SCALE_FROM * min(values):
-            label, xs = f"{key} (log10)", [math.log10(value) for value in values]
-        else:
-            xs = [float(value) for value in values]
-        points = np.column_stack([np.array(xs), np.array(ys)])
+        is_log = numeric and min(values) > 0 and max(values) >= LOG_SCALE_FROM * min(values)
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        categories = [] if numeric else sorted(set(texts))
+        groups: dict[str, list[Point]] = {"trials": [], f"the best, trial {table.best}": []}
+        for row, value, text in zip(measured, values, texts, strict=True):
+            x = float(value) if numeric else float(categories.index(text))
+            group = list(groups.values())[row["trial"] == table.best]
+            group.append(Point(f"trial {row['trial']}", x, float(row["value"])))
+        shown = {name: points for name, points in groups.items() if points}
         charts.append(
-            scatter_chart(f"{table.metric} over {key}", label, table.metric, names, points, marked, categories)
+            scatter_chart(
+                f"{table.metric} over {key}", key, table.metric, shown, is_log, written=written, categories=categories
+            )
         )
     return charts
 

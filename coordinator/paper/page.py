@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from common.config import StudyConfig
+from coordinator.html_report.axes import data_table, percent
 from coordinator.html_report.cells import cell_figures
-from coordinator.html_report.charts import Line, data_table, line_chart, percent
+from coordinator.html_report.charts import Line, line_chart
 from coordinator.html_report.collect import flattened
 from coordinator.html_report.markup import Content, Markup, element, joined
 from coordinator.html_report.page import document, duration

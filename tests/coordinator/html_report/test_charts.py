@@ -12,18 +12,9 @@ from common.space.genotype import GenotypeEdge
 from common.space.released import RELEASED
 from coordinator.drawing import TIMES, op_label
 from coordinator.html_report import charts
+from coordinator.html_report.axes import evenly, nice_ticks, percent
 from coordinator.html_report.cells import cell_figure
-from coordinator.html_report.charts import (
-    Line,
-    cividis,
-    evenly,
-    heatmap,
-    line_chart,
-    nice_ticks,
-    path_chart,
-    percent,
-    stacked_bars,
-)
+from coordinator.html_report.charts import Line, cividis, heatmap, line_chart, path_chart, stacked_bars
 from coordinator.html_report.markup import Markup, element, joined, text
 from coordinator.html_report.pca import principal_components
 

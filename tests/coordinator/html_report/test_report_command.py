@@ -25,7 +25,7 @@ from coordinator import study
 from coordinator.adaptation import store_result
 from coordinator.demo import DIGITS_TITLE
 from coordinator.experiment import Arm, adapt_request, fresh_tasks
-from coordinator.html_report import collect as collecting
+from coordinator.html_report import provenance
 from coordinator.html_report.collect import collect
 from coordinator.local import LocalExecutor
 from coordinator.report import Panel, intervals_by_step
@@ -205,14 +205,14 @@ def test_a_version_that_is_pruned_while_it_is_read_is_left_out(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    hashed = collecting.sha256
+    hashed = provenance.sha256
 
     def hash_and_prune(path: Path) -> str:
         if path.name == "config.json":
             PriorStore(folder).prune(keep_last=3)
         return hashed(path)
 
-    monkeypatch.setattr(collecting, "sha256", hash_and_prune)
+    monkeypatch.setattr(provenance, "sha256", hash_and_prune)
     report = collect(folder)
     assert report.versions == (1, 2, 3) and report.notes == ()
     assert {file.state for file in report.files} == {"intact", "unlisted"}
