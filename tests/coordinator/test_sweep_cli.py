@@ -96,7 +96,7 @@ def test_the_table_starts_with_the_best_trial() -> None:
     table = table_of(CONTENT)
     assert list(table.columns[0].cells) == ["1", "0", "2"]
     assert list(table.columns[3].cells) == ["0.700", "0.500 (0.250-0.750)", ""]
-    assert list(table.columns[4].cells)[0] == "inner.theta.lr = 0.1\nrelaxation.kind = gumbel"
+    assert next(iter(table.columns[4].cells)) == "inner.theta.lr = 0.1\nrelaxation.kind = gumbel"
 
 
 def test_a_report_draws_the_trials_and_every_swept_field(tmp_path: Path) -> None:
