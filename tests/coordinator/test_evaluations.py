@@ -1,14 +1,18 @@
 """Several trainings on a pool: slices go on, lost workers cost an attempt, mistakes end it."""
 
+import logging
+import os
+import time
+
 import pytest
 
-from common.config import DatasetRef
+from common.config import ClusterConfig, DatasetRef
 from common.errors import AdaptationError, InvalidInputError
 from common.evaluate_config import load_evaluate_config
 from common.messages import EvaluateRequest, EvaluateResult
 from common.space.released import DARTS_V2
 from coordinator.evaluations import attempts_in, evaluate_all
-from coordinator.pool import Outcome
+from coordinator.pool import Outcome, RayPool
 
 
 class Script:
@@ -83,3 +87,21 @@ def test_stopped_it_returns_what_there_is(tmp_path):
     calls = Script(a=["done"], b=["done"])
     found = evaluate_all(calls, [request("a", tmp_path), request("b", tmp_path)], 2, lambda: next(answers))
     assert list(found) == ["a"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_workers_train_side_by_side(tmp_path):
+    pool = RayPool(f"evaluations-{os.getpid()}", 2, 0.0, ClusterConfig(), time.monotonic, logging.getLogger("test"))
+    config = load_evaluate_config("smoke", ["epochs=2", "train_per_class=10", "test_per_class=5"])
+    requests = [
+        EvaluateRequest(key, 1, DARTS_V2, config, DatasetRef(source="digits"), None, f"{tmp_path}/{key}", 60.0)
+        for key in ("a", "b")
+    ]
+    try:
+        found = evaluate_all(pool, requests, 1)
+    finally:
+        pool.close()
+    assert {result.summary["epochs"] for result in found.values()} == {2}
+    assert found["a"].summary["accuracy"] == found["b"].summary["accuracy"]
+    assert all((tmp_path / key / "attempt-1" / "manifest.json").is_file() for key in ("a", "b"))
