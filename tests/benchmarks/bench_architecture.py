@@ -494,7 +494,7 @@ def show(title: str, accuracies: dict[str, NDArray[np.float64]], sizes: dict[str
             "" if name == RANDOM else " ".join(f"{each:+.3f}" for each in paired["by_meta_seed"]),
             f"{sizes[name]:,.0f}",
         )
-    console.print(table)
+    console.print(table, width=max(console.width, 120))  # also where it goes to a file
 
 
 def main() -> None:
@@ -518,7 +518,7 @@ def main() -> None:
     arms = ALL_ARMS if options.arms == "all" else HEADLINE
     plan = Plan(tuple(options.conditions), tuple(options.meta_seeds), tasks, arms, 12, 30, 300, 3, 8)
     if options.quick:
-        plan = Plan(("noise",), tuple(options.meta_seeds[:1]), tasks, HEADLINE, 6, 10, 40, 1, 0)
+        plan = Plan(("noise",), tuple(options.meta_seeds[:1]), tasks, (*HEADLINE, INHERITS), 6, 10, 40, 1, 0)
     started_s = time.monotonic()
     accuracies, sizes = measured(plan, Results(options.cache, options.processes))
     for index, condition in enumerate(plan.conditions):
