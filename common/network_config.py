@@ -170,7 +170,7 @@ def cell_plans(genotype: Genotype, config: FullNetworkConfig) -> Iterator[CellPl
     Raises:
         InvalidInputError: the genotype's kinds of cell are not normal and reduction (search motif: those of its cells).
     """
-    needed = {NORMAL, REDUCTION} if config.cells is None else set(config.cells)
+    needed = _kinds(config)
     if set(genotype.cells) != needed:
         raise InvalidInputError(
             f"a full network needs the cell kinds {' and '.join(sorted(needed))}; "
@@ -224,6 +224,11 @@ def sized_plans(config: FullNetworkConfig, num_nodes: int) -> Iterator[tuple[Cel
     for plan in cell_plans(Genotype(cells=dict.fromkeys(config.cell_kinds, nodes)), config):
         yield plan, size
         size = -(-size // plan.stride)
+
+
+def _kinds(config: FullNetworkConfig) -> set[str]:
+    """Kinds of cell that a genotype must have, whether or not a network of so few cells has some of each."""
+    return {NORMAL, REDUCTION} if config.cells is None else set(config.cells)
 
 
 def _stem_stride(config: FullNetworkConfig) -> int:

@@ -18,6 +18,7 @@ from common.meta.prior import Prior
 from coordinator import actor
 from coordinator.actor import TrainOutcome, start_coordinator
 from coordinator.cluster import Cluster, cause_of, connect, disconnect, worker_resources
+from coordinator.interrupts import asked_to_stop
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 10.0
@@ -120,16 +121,15 @@ class Session:
         )
         started_s = last_line_s = time.monotonic()
         first = done
-        with bar:
+        with asked_to_stop() as is_asked, bar:
             task = bar.add_task(label, total=total, completed=done, note="")
             while True:
-                try:
-                    ready, _ = ray.wait([reference], timeout=_POLL_S)
-                    if ready:
-                        return self._result(reference)
-                    done, note = describe(self._progress())
-                except KeyboardInterrupt:
+                ready, _ = ray.wait([reference], timeout=_POLL_S)
+                if ready:
+                    return self._result(reference)
+                if is_asked():
                     return self._stop(reference)
+                done, note = describe(self._progress())
                 bar.update(task, completed=done, note=note)
                 now_s = time.monotonic()
                 if not self._console.is_terminal and now_s - last_line_s >= _LINE_EVERY_S:

@@ -1,12 +1,9 @@
 """The command that trains and tests full networks on this machine."""
 
 import json
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +20,7 @@ from common.space.genotype import Genotype
 from common.space.released import RELEASED
 from common.storage import ArtifactFolder
 from coordinator.genotypes import genotype_of
+from coordinator.interrupts import asked_to_stop
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +137,7 @@ class _Session:
             plan = self.plan.model_copy(update={"name": f"random {index}", "genotype": genotype, "num_random": 0})
             plans.append((plan, ArtifactFolder(f"{self.folder.url}/random-{index}")))
         results: list[dict[str, Any]] = []
-        with asked_to_stop() as should_stop:
+        with asked_to_stop(say_checkpoint) as should_stop:
             for plan, folder in plans:
                 # Done before a stop; the first one is looked at again, as its budget may have been raised.
                 result = stored_result(folder) if plan is not self.plan else None
@@ -202,31 +200,9 @@ class TrainBar:
         _messages.print(escape(line), soft_wrap=True)
 
 
-@contextmanager
-def asked_to_stop() -> Iterator[Any]:
-    """Whether Ctrl-C or SIGTERM came; a second Ctrl-C stops at once."""
-    asked = is_said = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-
-    def is_asked() -> bool:
-        nonlocal is_said
-        if asked and not is_said:
-            # Not in the handler, which may have interrupted another print.
-            is_said = True
-            _messages.print("Storing a checkpoint; press Ctrl-C again to stop at once.")
-        return asked
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield is_asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def say_checkpoint() -> None:
+    """Tells whoever pressed Ctrl-C what happens now."""
+    _messages.print("Storing a checkpoint; press Ctrl-C again to stop at once.")
 
 
 def _new(folder: ArtifactFolder, given: dict[str, Any], overrides: Sequence[str]) -> "EvaluationPlan":

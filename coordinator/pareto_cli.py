@@ -130,9 +130,10 @@ def pareto(
     chosen = plan.limits or default_limits(plan, posteriors[0], config)
     points = find_points(plan, chosen, posteriors, config)
     if recipe is not None:
-        from coordinator.evaluate_cli import asked_to_stop
+        from coordinator.evaluate_cli import say_checkpoint
+        from coordinator.interrupts import asked_to_stop
 
-        with asked_to_stop() as should_stop:
+        with asked_to_stop(say_checkpoint) as should_stop:
             trained = _trained(points, recipe, reference, folder, device, should_stop)
         if trained is None:
             _messages.print("Stopped; the same command goes on with what is done.")
