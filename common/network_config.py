@@ -221,7 +221,7 @@ def sized_plans(config: FullNetworkConfig, num_nodes: int) -> Iterator[tuple[Cel
     """
     nodes = ((GenotypeEdge(source=0, primitive=MAX_POOL),),) * num_nodes
     size = -(-config.image_size // _stem_stride(config))
-    for plan in cell_plans(Genotype(cells=dict.fromkeys(config.cell_kinds, nodes)), config):
+    for plan in cell_plans(Genotype(cells=dict.fromkeys(_kinds(config), nodes)), config):
         yield plan, size
         size = -(-size // plan.stride)
 
