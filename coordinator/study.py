@@ -106,10 +106,11 @@ def run(
             break
         prior, metrics = running.finish()
         metrics["round_seconds"] = now_s() - started_s
+        # Metrics first: a round whose prior was not stored runs again, and its metrics replace these.
+        for sink in sinks:
+            sink.record(prior.version, metrics)
         if prior.version % config.checkpoint.every_rounds == 0 or prior.version == config.rounds:
             store.save(prior)
             store.prune(config.checkpoint.keep_last)
-        for sink in sinks:
-            sink.record(prior.version, metrics)
         on_round(prior, metrics)
     return prior

@@ -264,13 +264,13 @@ def cases(draw, styles):
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(cases(styles=("soft",)))
 def test_random_soft_mixtures_are_exact(case):
     assert_exact(case)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(cases(styles=HARD_STYLES))
 def test_random_hard_mixtures_are_exact(case):
     assert_exact(case)
