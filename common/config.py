@@ -36,7 +36,8 @@ class SpaceConfig(Frozen):
     """Intermediate nodes per cell."""
     cell_kinds: Mapping[str, Literal[1, 2]] = {"normal": 1, "reduction": 2}
     """Kinds of cell by name, and the stride of their input edges. Cells of one kind share their architecture; a
-    kind of stride 2 halves height and width and doubles the channels."""
+    kind of stride 2 halves height and width and doubles the channels. Kept in the order of their names, in which
+    architecture weights are laid out."""
     normalisation: Normalisation = "edge"
     """One categorical per edge, or one per node over all its (source, op) pairs."""
 
@@ -58,7 +59,8 @@ class SpaceConfig(Frozen):
     def _some(cls, kinds: Mapping[str, int]) -> Mapping[str, int]:
         if not kinds:
             raise ValueError("name at least one kind of cell")
-        return kinds
+        # The order in which they were written may be lost on the way: a map of the protocol keeps none.
+        return dict(sorted(kinds.items()))
 
     @property
     def ops(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from common.config import InnerConfig, NetworkConfig, RelaxationConfig, SpaceConfig, StudyConfig, validate
 from common.errors import InvalidInputError, NotFoundError
 from common.loading import load, preset_names
+from common.meta.prior import initial_prior
 from common.space.primitives import PRIMITIVES, PROFILES
 from common.space.topology import Topology
 
@@ -422,6 +423,12 @@ def test_equal_configurations_give_equal_json_whatever_the_order_of_their_fields
     b = validate({"rounds": 2, "network": {"channels": 8, "heads": {16: 4, 32: 2}}})
     assert a == b
     assert a.to_json() == b.to_json()
+
+
+def test_kinds_of_cell_have_one_order_whatever_order_they_are_written_in():
+    written = validate({"space": {"cell_kinds": {"reduction": 2, "normal": 1}}})
+    assert list(written.space.cell_kinds) == list(SpaceConfig().cell_kinds) == ["normal", "reduction"]
+    assert initial_prior(written).digest() == initial_prior(StudyConfig()).digest()
 
 
 # Relaxation schedule

@@ -2,11 +2,19 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from reference.processes import METASEARCH, environment_without_ray
+
+from common.artifacts import PriorStore
+from common.config import StudyConfig
+from common.loading import load
+from coordinator import study
+from coordinator.local import LocalExecutor
+from workers.device import choose_device
 
 pytestmark = pytest.mark.ray
 
@@ -19,6 +27,13 @@ def metasearch(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def trained_here(config: StudyConfig, folder: Path) -> str:
+    """SHA-256 of the prior that this process makes, without a service and a protocol between."""
+    store = PriorStore(folder / "here")
+    prior = study.run(study.begin(store, config), config, LocalExecutor(choose_device()), store, [], time.monotonic)
+    return prior.digest()
+
+
 def test_demo_leaves_results_that_agree_with_its_tables(tmp_path: Path) -> None:
     run = tmp_path / "demo"
     done = metasearch("demo", "--run", str(run), *(part for setting in TINY for part in ("--set", setting)))
@@ -26,7 +41,7 @@ def test_demo_leaves_results_that_agree_with_its_tables(tmp_path: Path) -> None:
     assert "Ray dashboard: http://127.0.0.1:" in done.stderr
 
     result = json.loads((run / "result.json").read_text())
-    assert result["prior"]["version"] == 2
+    assert result["prior"] == {"version": 2, "sha256": trained_here(load("demo", TINY, environment={}), tmp_path)}
     assert set(result["genotype"]["cells"]) == {"normal", "reduction"}
     assert len(result["panels"]) == 2
     for title, arms in result["panels"].items():
