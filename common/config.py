@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.errors import InvalidInputError
+from common.few_shot_config import FewShotConfig
 from common.latency import LatencyTable, misfit
 from common.network_config import FullNetworkConfig
 from common.space.primitives import PRIMITIVES, PROFILES, ProfileName
@@ -369,6 +370,9 @@ class StudyConfig(Frozen):
     inner: InnerConfig = InnerConfig()
     adapt: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
+    few_shot: FewShotConfig | None = None
+    """With it, tasks are few-shot episodes, and their meta-gradients move the prior; `inner`, `adapt` and `outer` then
+    say nothing."""
     families: tuple[TaskFamily, ...] = Field((TaskFamily(),), min_length=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -19,6 +19,7 @@ from common.config import (
 )
 from common.derivation import Limits
 from common.evaluate_config import EvaluateConfig
+from common.few_shot_config import FewShotConfig
 from common.meta.aggregate import FixedPointSum
 from common.meta.prior import Vector
 from common.space.genotype import DerivationRule, Genotype
@@ -42,6 +43,8 @@ class AdaptRequest:
         genotype: with it, only its ops are computed, each with weight 1: the derived network learns, by itself, and the
             architecture neither learns nor is relaxed.
         trials: with it, the update's architecture comes from trials; see `workers.trials`.
+        few_shot: with it, the task is a few-shot episode, learnt by these rules in place of `inner`; its update is a
+            `MetaGradient`, and its evaluations are of the query images.
         start: local weights to start from instead of the prior's and a classifier of zeros, as in
             `AdaptResult.weights`; of these `body`, the head and the classifier count.
     """
@@ -61,6 +64,7 @@ class AdaptRequest:
     genotype: Genotype | None = None
     trials: TrialsConfig | None = None
     start: Mapping[str, Vector] | None = None
+    few_shot: FewShotConfig | None = None
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -92,8 +96,27 @@ class LocalUpdate:
 
 
 @dataclass(frozen=True)
+class MetaGradient:
+    """What a few-shot task teaches the prior: the gradient of its query loss, in nats, with respect to the prior.
+
+    Attributes:
+        task_id: the task.
+        version: version of the prior that the task started from.
+        num_examples: support images.
+        gradients: by vector of the prior: every vector of weights that the network has, the classifier's, and `alpha`
+            where the network is a supernet.
+    """
+
+    task_id: str
+    version: int
+    num_examples: int
+    gradients: Mapping[str, Vector]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Held-out performance after `step` steps, by batch statistics of the whole test set (transductive)."""
+    """Held-out performance after `step` steps, by batch statistics of the whole test set (transductive) unless a
+    few-shot task's configuration says otherwise."""
 
     step: int
     accuracy: float
@@ -118,7 +141,7 @@ class AdaptResult:
     """
 
     task_id: str
-    update: LocalUpdate | None
+    update: LocalUpdate | MetaGradient | None
     probabilities: Mapping[str, NDArray[np.float64]]
     train_losses: tuple[float, ...]
     evaluations: tuple[Evaluation, ...]

@@ -1,0 +1,68 @@
+"""Few-shot studies: how a task is learnt from a handful of images, and how such tasks teach the prior. No torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.space.genotype import Genotype
+from common.values import Frozen
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+MetaGradientMethod = Literal["exact", "finite_difference", "first_order", "reptile"]
+FewShotNetwork = Literal["supernet", "genotype", "four_convolutions"]
+BatchStatistics = Literal["transductive", "inductive"]
+
+
+class MetaAdamConfig(Frozen):
+    """Adam on the mean of the tasks' meta-gradients. Its moments are part of the prior."""
+
+    lr: PositiveFloat = 1e-3
+    """Of the weights, the classifier's included."""
+    alpha_lr: NonNegativeFloat = 1e-3
+    """Of the architecture logits; 0 freezes them."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+
+class FewShotConfig(Frozen):
+    """Optimization embedding over few-shot episodes (BASE eq. 10-11, section 6.3; step counts and rates are lost there,
+    these are of MAML's published setting: reconstruction).
+
+    A family's `num_ways` is N, its `train_per_class` K (support images per class), its `test_per_class` the query
+    images per class, and `tasks_per_round` the tasks of a meta-batch. Every inner step sees the whole support set.
+    """
+
+    method: MetaGradientMethod = "finite_difference"
+    """How a task's meta-gradient is computed. exact: by differentiating through all steps; memory grows with them.
+    finite_difference: the same to first order of a small displacement, in constant memory. first_order: the gradient of
+    the query loss after the last step (FOMAML). reptile: the way back from there to the prior."""
+    network: FewShotNetwork = "supernet"
+    """supernet: weights and architecture learn together. genotype: the network of one genotype. four_convolutions: the
+    usual baseline of few-shot learning (Vinyals et al. 2016)."""
+    genotype: Genotype | None = None
+    """Of `network` genotype."""
+    steps: int = Field(5, ge=1)
+    """Inner steps while meta-training."""
+    test_steps: int = Field(10, ge=0)
+    """Inner steps for tasks that are tested or submitted."""
+    theta_lr: PositiveFloat = 0.05
+    """Rate of the inner steps, plain SGD, for weights and classifier."""
+    alpha_lr: NonNegativeFloat = 0.05
+    """The same for architecture logits; 0 keeps them."""
+    displacement: PositiveFloat = 1e-2
+    """Length of the displacement of finite_difference, in the space of all parameters."""
+    adam: MetaAdamConfig = MetaAdamConfig()
+    evaluation: BatchStatistics = "transductive"
+    """Whose BatchNorm statistics query images are tested with: their own, all together, or the support images'."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.network == "genotype") != (self.genotype is not None):
+            raise ValueError(
+                f"network is {self.network!r} and genotype is {'given' if self.genotype else 'not given'}; "
+                "set both, or neither"
+            )
+        return self
