@@ -24,7 +24,7 @@ from common.meta.aggregate import FixedPointSum
 from common.meta.prior import Vector
 from common.space.genotype import DerivationRule, Genotype
 from common.sweep_plan import SweepPlan
-from common.tasks import DatasetFile, LearningTask, TaskChoice
+from common.tasks import DatasetFile, FewShotTask, LearningTask, TaskChoice
 
 
 @dataclass(frozen=True)
@@ -267,6 +267,31 @@ class JobRequest:
     result_url: str
     returns_update: bool
     fine_tune_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class FewShotRequest:
+    """A handful of images that a user brings, and all that a worker needs to learn and to label by them.
+
+    Attributes:
+        job_id: names the job.
+        attempt: how often it has been started, this time included.
+        task: classes, labels and names.
+        file: the task's pixels, see `workers.data.handful`.
+        config: of the study, which is a few-shot study; `config.few_shot` has the job's steps and statistics.
+        version: of the prior.
+        seed: of the noise, where architectures are sampled.
+        result_url: folder for the results, a local path or any fsspec URL; no other attempt at work may share it.
+    """
+
+    job_id: str
+    attempt: int
+    task: FewShotTask
+    file: DatasetFile
+    config: StudyConfig
+    version: int
+    seed: int
+    result_url: str
 
 
 @dataclass(frozen=True)

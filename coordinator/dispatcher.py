@@ -24,16 +24,18 @@ from common.errors import (
 from common.meta.prior import Prior
 from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
-from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, Job, JobState, SweepSpec
+from coordinator.few_shot_run import FewShotRun
+from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, FewShotSpec, Job, JobState, SweepSpec
 from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
-from coordinator.store.jobs import JobStore, SupersededError
+from coordinator.store.jobs import MAX_PAGE, JobStore, SupersededError
 from coordinator.sweep_run import SweepRun
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
+_QUICK_LOOK = 32
 
 _REASONS: tuple[tuple[type[MetaSearchError], FailureReason], ...] = (
     (InvalidInputError, FailureReason.INVALID_INPUT),
@@ -55,7 +57,12 @@ class Pool(Protocol):
 
     @property
     def num_pending(self) -> int:
-        """Calls without an outcome yet."""
+        """Calls without an outcome yet, but for quick ones."""
+        ...
+
+    @property
+    def num_quick(self) -> int:
+        """Quick calls without an outcome yet."""
         ...
 
     def submit(self, key: str, request: Call, prior: Prior | None) -> None:
@@ -219,9 +226,13 @@ class Dispatcher:
         if not (self._look_at_queue or self._every("queue", _LOOK_EVERY_S)):
             return
         refused: set[str] = set()
-        while self.pool.num_pending < room and len(self._runs) < room:
+        while True:
+            quick_only = self.pool.num_pending >= room or self._num_long >= room
+            if quick_only and max(self.pool.num_quick, len(self._runs) - self._num_long) >= room:
+                return
             self._look_at_queue = False
-            queues = self.store.queues()
+            # Where the rest has to wait anyway, the front of each queue will do.
+            queues = self.store.queues(_QUICK_LOOK if quick_only else MAX_PAGE)
             running: dict[str, int] = {}
             for job in self.running:
                 running[job.tenant] = running.get(job.tenant, 0) + 1
@@ -233,6 +244,7 @@ class Dispatcher:
                 frozenset((job.tenant, job.study) for job in self.running if job.spec.moves_prior),
                 self.pool.gpus_per_worker > 0,
                 self.now_s(),
+                quick_only,
             )
             if entry is None:
                 return
@@ -240,6 +252,10 @@ class Dispatcher:
                 self._look_at_queue = True
             else:  # asking again at once would have the same answer
                 refused.add(entry.tenant)
+
+    @property
+    def _num_long(self) -> int:
+        return sum(not isinstance(run.job.spec, FewShotSpec) for run in self._runs.values())
 
     def _start(self, job: Job) -> bool:
         """Starts a job, unless the store refuses."""
@@ -278,8 +294,8 @@ class Dispatcher:
         head = self.store.head(job.tenant, job.study)
         if not head.digest:
             self.priors.make_first(self.epoch, job.tenant, job.study)
-        if isinstance(job.spec, AdaptSpec) and job.spec.prior_version is not None and not job.spec.contribute:
-            return job.spec.prior_version
+        if isinstance(job.spec, AdaptSpec | FewShotSpec) and not job.spec.moves_prior:
+            return head.version if job.spec.prior_version is None else job.spec.prior_version
         return head.version
 
     def _give_up_late(self) -> None:
@@ -430,6 +446,8 @@ def _run_of(dispatcher: Dispatcher, job: Job) -> Run:
         return AdaptRun(dispatcher, job)
     if isinstance(job.spec, EvaluateSpec):
         return EvaluateRun(dispatcher, job)
+    if isinstance(job.spec, FewShotSpec):
+        return FewShotRun(dispatcher, job)
     return SweepRun(dispatcher, job) if isinstance(job.spec, SweepSpec) else TrainRun(dispatcher, job)
 
 

@@ -11,7 +11,16 @@ from grpc import aio
 
 from common.errors import InvalidInputError, NotFoundError
 from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request, sweep_spec
+from coordinator.api.inline_images import Queries, Support, fits, query_images, scaled, support_images
+from coordinator.api.requests import (
+    adapt_spec,
+    evaluate_spec,
+    few_shot_spec,
+    job_request,
+    study_image_size,
+    study_request,
+    sweep_spec,
+)
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.transfer import (
@@ -129,6 +138,26 @@ class AsyncSearchClient(Connection):
         """See `SearchClient.sweep`."""
         source = None if data is None else await self._source(data)
         return await self.submit(study, spec=sweep_spec(config, source, architectures), **options)
+
+    async def few_shot(
+        self,
+        study: str,
+        support: Support,
+        queries: Queries = (),
+        steps: int | None = None,
+        prior_version: int | None = None,
+        statistics: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> pb.Job:
+        """See `SearchClient.few_shot`."""
+        labelled, asked = support_images(support), query_images(queries)
+        if not fits([*labelled, *asked]):
+            size = study_image_size(await self.get_study(study))
+            both = scaled([*labelled, *asked], size)
+            labelled, asked = both[: len(labelled)], both[len(labelled) :]
+        spec = few_shot_spec(labelled, asked, steps, prior_version, statistics, seed)
+        return await self.submit(study, spec=spec, **options)
 
     async def get_job(self, name: str) -> pb.Job:
         """See `SearchClient.get_job`."""

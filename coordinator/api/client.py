@@ -25,7 +25,16 @@ from google.protobuf.message import Message
 from common.errors import InvalidInputError, NotFoundError
 from coordinator.api.async_client import AsyncSearchClient
 from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request, sweep_spec
+from coordinator.api.inline_images import Queries, Support, fits, query_images, scaled, support_images
+from coordinator.api.requests import (
+    adapt_spec,
+    evaluate_spec,
+    few_shot_spec,
+    job_request,
+    study_image_size,
+    study_request,
+    sweep_spec,
+)
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.transfer import (
@@ -186,6 +195,40 @@ class SearchClient(Connection):
         """
         source = None if data is None else self._source(data)
         return self.submit(study, spec=sweep_spec(config, source, architectures), **options)
+
+    def few_shot(
+        self,
+        study: str,
+        support: Support,
+        queries: Queries = (),
+        steps: int | None = None,
+        prior_version: int | None = None,
+        statistics: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> pb.Job:
+        """Submits a few-shot job: classes are learnt from a handful of images, and others are labelled, in seconds.
+
+        The images travel in the request. Where they would not fit, they are scaled first to the study's image size,
+        as the service would do.
+
+        Args:
+            study: `studies/{study}`, a few-shot study.
+            support: labelled images, a handful per class.
+            queries: to be labelled.
+            steps: inner steps; the study's `few_shot.test_steps` where not given.
+            prior_version: the latest where not given.
+            statistics: of BatchNorm, transductive or inductive; the study's where not given.
+            seed: of the noise, where architectures are sampled.
+            **options: as in `submit`.
+        """
+        labelled, asked = support_images(support), query_images(queries)
+        if not fits([*labelled, *asked]):
+            size = study_image_size(self.get_study(study))
+            both = scaled([*labelled, *asked], size)
+            labelled, asked = both[: len(labelled)], both[len(labelled) :]
+        spec = few_shot_spec(labelled, asked, steps, prior_version, statistics, seed)
+        return self.submit(study, spec=spec, **options)
 
     def get_job(self, name: str) -> pb.Job:
         """A job by name."""

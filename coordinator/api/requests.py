@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from google.protobuf import struct_pb2
+from google.protobuf import json_format, struct_pb2
 
 from common.errors import InvalidInputError
 from coordinator.api.stubs import search_pb2 as pb
@@ -70,6 +70,42 @@ def sweep_spec(
     for genotype_json, probability in architectures:
         spec.architectures.add(genotype_json=genotype_json, probability=probability)
     return pb.JobSpec(sweep=spec)
+
+
+def few_shot_spec(
+    support: Sequence[pb.FewShotImage],
+    queries: Sequence[pb.FewShotImage],
+    steps: int | None,
+    prior_version: int | None,
+    statistics: str | None,
+    seed: int,
+) -> pb.JobSpec:
+    """A job that learns from `support` and labels `queries`.
+
+    Raises:
+        InvalidInputError: statistics that there are not, or a number out of range.
+    """
+    name = f"BATCH_STATISTICS_{(statistics or 'unspecified').upper()}"
+    if name not in pb.BatchStatistics.keys():  # noqa: SIM118 not a dict
+        raise InvalidInputError(f"statistics must be transductive or inductive, got {statistics!r}")
+    try:
+        return pb.JobSpec(
+            few_shot=pb.FewShotSpec(
+                support=support,
+                queries=queries,
+                steps=steps,
+                prior_version=prior_version,
+                statistics=name,
+                seed=seed,
+            )
+        )
+    except ValueError as error:
+        raise InvalidInputError(f"few-shot job: {error}") from None
+
+
+def study_image_size(study: pb.Study) -> int:
+    """Pixels of the images of a few-shot study."""
+    return int(json_format.MessageToDict(study.config)["families"][0]["image_size"])
 
 
 def job_request(

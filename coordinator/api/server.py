@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import tempfile
 import time
@@ -25,11 +26,12 @@ from coordinator.api import convert
 from coordinator.api.bridge import Changes, Commits
 from coordinator.api.checks import allowed_file, check_limits, check_sources, check_sweep, new_job
 from coordinator.api.errors import FieldError
+from coordinator.api.few_shot import handful_of
 from coordinator.api.gatekeeper import answers, answers_stream
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.uploads import CHUNK_BYTES, Parts, read_header, receive
-from coordinator.jobs import AdaptSpec, Job, JobSpec, MetaTrainSpec, SweepSpec
+from coordinator.jobs import AdaptSpec, FewShotSpec, Job, JobSpec, MetaTrainSpec, SweepSpec
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import MAX_PAGE, JobStore
 from coordinator.store.records import DatasetRecord, Head, Quota, Study
@@ -126,11 +128,16 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         config = await self._config(tenant, study_id)
         spec = await self._spec(tenant, study_id, request.spec, config)
         job = new_job(tenant, study_id, spec, request)
+        pixels = b""
+        if isinstance(spec, FewShotSpec):
+            handful = await self._call(handful_of, request.spec.few_shot, spec.task.image_size)
+            pixels = handful.to_bytes()
+            job = job.model_copy(update={"spec": self._with_pixels(job, spec, pixels)})
         if not request.validate_only:
             quota = self._settings.quota_of(tenant)
             # The URL of an uploaded file is ours to choose; all else of the request must be the same.
             content = {
-                "spec": request.spec.SerializeToString(deterministic=True).hex(),
+                "spec": _fingerprint(request.spec, bool(pixels)),
                 "priority": job.priority,
                 "needs_gpu": job.needs_gpu,
                 "queue_timeout_s": request.queue_timeout_s,
@@ -138,8 +145,12 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             }
             request_id = request.request_id or None
             transaction, fingerprint = creation(job, request_id, quota, content)
+            if pixels:
+                await self._call(self._artifacts.write, _pixels_name(job), pixels)
             blocked = await self._commits.commit(transaction)
             if blocked is not None:
+                if pixels:
+                    await self._call(self._artifacts.remove, _pixels_name(job))
                 job = await self._call(self._store.created, job, request_id, quota, fingerprint, blocked)
         return pb.CreateJobResponse(job=convert.job_message(job))
 
@@ -324,6 +335,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         spec = convert.job_spec(message, config)
         if isinstance(spec, MetaTrainSpec):
             return spec
+        if isinstance(spec, FewShotSpec):
+            await self._call(self._check_version, tenant, study_id, spec)
+            return spec
         if isinstance(spec, SweepSpec) and spec.plan.architectures is None:
             await self._call(check_sweep, spec.plan.config, config, self._settings.allowed_urls)
             return spec
@@ -355,20 +369,29 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         if not isinstance(spec, AdaptSpec):
             return spec
         check_limits(spec, config)
-        if spec.prior_version is not None:
-            await self._call(self._check_version, tenant, study_id, spec.prior_version)
+        await self._call(self._check_version, tenant, study_id, spec)
         return spec
 
-    def _check_version(self, tenant: str, study_id: str, version: int) -> None:
+    def _check_version(self, tenant: str, study_id: str, spec: AdaptSpec | FewShotSpec) -> None:
+        version = spec.prior_version
+        if version is None:
+            return
         head = self._store.head(tenant, study_id)
         if version == 0 and not head.digest:
             return  # made when the first job starts
         try:
             self._store.get_prior(tenant, study_id, version)
         except NotFoundError:
+            field = f"spec.{spec.kind}.prior_version"
             raise FieldError(
-                "spec.adapt.prior_version", f"studies/{study_id} has no version {version}; the latest is {head.version}"
+                field, f"studies/{study_id} has no version {version}; the latest is {head.version}"
             ) from None
+
+    def _with_pixels(self, job: Job, spec: FewShotSpec, pixels: bytes) -> FewShotSpec:
+        """The same, with the file that its pixels will be in."""
+        url = self._artifacts.url_of(_pixels_name(job))
+        file = DatasetFile(url=url, sha256=hashlib.sha256(pixels).hexdigest(), suffix=".npz")
+        return spec.model_copy(update={"file": file, "num_bytes": len(pixels)})
 
     def _check_room(self, tenant: str, header: pb.UploadHeader, quota: Quota) -> None:
         """Refuses what would exceed the quota before it is received; `add_dataset` has the last word."""
@@ -381,6 +404,16 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             raise QuotaError(
                 f"{header.num_bytes} bytes more exceed the {quota.max_stored_bytes} that tenant {tenant} may store"
             ) from None
+
+
+def _fingerprint(spec: pb.JobSpec, is_large: bool) -> str:
+    content = spec.SerializeToString(deterministic=True)
+    return hashlib.sha256(content).hexdigest() if is_large else content.hex()
+
+
+def _pixels_name(job: Job) -> str:
+    """Where the images that came with a job are, among the artifacts: beside its results."""
+    return f"tenants/{job.tenant}/studies/{job.study}/jobs/{job.job_id}/images.npz"
 
 
 def _fitting(messages: Sequence[Message]) -> int:
