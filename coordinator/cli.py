@@ -24,6 +24,7 @@ from common.space.genotype import DerivationRule
 from coordinator import (
     client_cli,
     evaluate_cli,
+    label_cli,
     network_cli,
     paper_cli,
     pareto_cli,
@@ -58,6 +59,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them,
 app.add_typer(data_app, name="data")
 serving_cli.register(app)
 client_cli.register(app)
+label_cli.register(app)
 network_cli.register(app)
 evaluate_cli.register(app)
 sweep_cli.register(app)

@@ -6,12 +6,16 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """Whose turn it is, among threads. At most one computation is long at a time; quick ones go in any order."""
+    """Whose turn it is, among threads. At most one computation is long at a time; quick ones go in any order.
+
+    Attributes:
+        num_quick: quick ones that compute, or wait to.
+    """
 
     def __init__(self) -> None:
         self._free = threading.Condition()
         self._is_taken = False
-        self._num_quick = 0  # that compute, or wait to
+        self.num_quick = 0
 
     @contextmanager
     def long(self) -> Iterator[None]:
@@ -25,7 +29,7 @@ class Turns:
 
     def give_way(self) -> None:
         """Within a long turn: quick ones that wait go now."""
-        if not self._num_quick:
+        if not self.num_quick:
             return
         self._let_go()
         with self._free:
@@ -35,18 +39,18 @@ class Turns:
     def quick(self) -> Iterator[None]:
         """A turn of seconds."""
         with self._free:
-            self._num_quick += 1
+            self.num_quick += 1
             self._free.wait_for(lambda: not self._is_taken)
             self._is_taken = True
         try:
             yield
         finally:
             with self._free:
-                self._num_quick -= 1
+                self.num_quick -= 1
             self._let_go()
 
     def _take_after_quick(self) -> None:
-        self._free.wait_for(lambda: not self._is_taken and not self._num_quick)
+        self._free.wait_for(lambda: not self._is_taken and not self.num_quick)
         self._is_taken = True
 
     def _let_go(self) -> None:

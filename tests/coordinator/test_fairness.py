@@ -161,3 +161,15 @@ def test_picking_until_nothing_is_left_keeps_the_order_of_every_studys_prior(
         assert ran == submitted[: len(ran)]
     if has_gpu:
         assert not waiting
+
+
+def test_where_there_is_room_for_quick_jobs_alone_the_first_of_them_is_next() -> None:
+    queues = {
+        "a": [entry("a", "a1"), entry("a", "a2", is_quick=True)],
+        "b": [entry("b", "b1"), entry("b", "b2", not_before_s=NOW_S + 1, is_quick=True)],
+    }
+    running = {"a": 5}
+    assert choose(queues, running) == "b1"
+    found = pick(queues, running, {}, frozenset(), False, NOW_S, quick_only=True)
+    assert found is not None and found.job_id == "a2"
+    assert pick({"b": queues["b"]}, {}, {}, frozenset(), False, NOW_S, quick_only=True) is None
