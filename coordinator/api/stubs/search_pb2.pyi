@@ -415,7 +415,7 @@ class Prediction(_message.Message):
     def __init__(self, name: _Optional[str] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class FewShotResult(_message.Message):
-    __slots__ = ("prior_version", "classes", "predictions", "num_queries", "statistics", "steps", "support_losses_nats", "support_accuracy", "genotype_json", "genotype_probability", "entropy_nats", "num_params", "has_network", "seconds")
+    __slots__ = ("prior_version", "classes", "predictions", "num_queries", "statistics", "steps", "support_losses_nats", "genotype_json", "genotype_probability", "entropy_nats", "num_params", "has_network", "path", "seconds")
     class EntropyNatsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -430,12 +430,12 @@ class FewShotResult(_message.Message):
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     SUPPORT_LOSSES_NATS_FIELD_NUMBER: _ClassVar[int]
-    SUPPORT_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     GENOTYPE_JSON_FIELD_NUMBER: _ClassVar[int]
     GENOTYPE_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     ENTROPY_NATS_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMS_FIELD_NUMBER: _ClassVar[int]
     HAS_NETWORK_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     prior_version: int
     classes: _containers.RepeatedScalarFieldContainer[str]
@@ -444,14 +444,14 @@ class FewShotResult(_message.Message):
     statistics: BatchStatistics
     steps: int
     support_losses_nats: _containers.RepeatedScalarFieldContainer[float]
-    support_accuracy: float
     genotype_json: str
     genotype_probability: float
     entropy_nats: _containers.ScalarMap[str, float]
     num_params: int
     has_network: bool
+    path: str
     seconds: float
-    def __init__(self, prior_version: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., num_queries: _Optional[int] = ..., statistics: _Optional[_Union[BatchStatistics, str]] = ..., steps: _Optional[int] = ..., support_losses_nats: _Optional[_Iterable[float]] = ..., support_accuracy: _Optional[float] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., num_params: _Optional[int] = ..., has_network: _Optional[bool] = ..., seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, prior_version: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., num_queries: _Optional[int] = ..., statistics: _Optional[_Union[BatchStatistics, str]] = ..., steps: _Optional[int] = ..., support_losses_nats: _Optional[_Iterable[float]] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., num_params: _Optional[int] = ..., has_network: _Optional[bool] = ..., path: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("done", "total", "accuracy", "genotype_json", "metrics")
