@@ -23,12 +23,12 @@ def few_shot_summary(result: pb.FewShotResult) -> Iterator[RenderableType]:
             text = " | ".join(" + ".join(f"{edge['primitive']}({edge['source']})" for edge in node) for node in nodes)
             entropy = f"  (entropy {result.entropy_nats[kind]:.2f} nats)" if kind in result.entropy_nats else ""
             yield f"{kind}: {text}{entropy}"
-    losses = result.support_losses_nats
     statistics = pb.BatchStatistics.Name(result.statistics).removeprefix("BATCH_STATISTICS_").lower()
+    losses = result.support_losses_nats
+    course = f", loss of the support images {losses[0]:.3f} to {losses[-1]:.3f} nats before the last" if losses else ""
     yield (
-        f"{result.steps} steps from prior version {result.prior_version}, loss of the support images {losses[0]:.3f} "
-        f"to {losses[-1]:.3f} nats, {result.support_accuracy:.0%} of them right; {statistics} BatchNorm; "
-        f"{result.num_params:,} parameters; {result.seconds:.2f} s on the worker"
+        f"{result.steps} steps from prior version {result.prior_version}{course}; {statistics} BatchNorm; "
+        f"{result.num_params:,} parameters; {result.seconds:.2f} s on the worker ({result.path} cells)"
     )
 
 

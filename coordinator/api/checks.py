@@ -1,5 +1,6 @@
 """What requests may ask for, beyond the form that `convert` checks. Raises `FieldError`, which names the field."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -50,6 +51,18 @@ def new_job(tenant: str, study_id: str, spec: JobSpec, request: pb.CreateJobRequ
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise FieldError(str(first["loc"][0]), f"{first['msg']}, got {first['input']}") from None
+
+
+def asked_for(request: pb.CreateJobRequest, job: Job) -> dict[str, Any]:
+    """What must be the same for two requests of one id to be the same; the URLs of files are ours to choose."""
+    spec = request.spec.SerializeToString(deterministic=True)
+    return {
+        "spec": hashlib.sha256(spec).hexdigest() if isinstance(job.spec, FewShotSpec) else spec.hex(),
+        "priority": job.priority,
+        "needs_gpu": job.needs_gpu,
+        "queue_timeout_s": request.queue_timeout_s,
+        "max_attempts": job.max_attempts,
+    }
 
 
 def check_limits(spec: AdaptSpec, config: StudyConfig) -> None:

@@ -1,5 +1,6 @@
 """Few-shot jobs between the protocol's messages and our values; see `convert`. Checks all that comes in."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -8,11 +9,11 @@ from typing import Any
 from common.config import StudyConfig
 from common.errors import ConflictError, InvalidInputError
 from common.few_shot_config import BatchStatistics
-from common.tasks import FewShotTask
+from common.tasks import DatasetFile, FewShotTask
 from coordinator.api.errors import FieldError
 from coordinator.api.inline_images import MAX_PIXELS, MAX_TOTAL_PIXELS
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.jobs import FewShotSpec
+from coordinator.jobs import FewShotSpec, Job
 from workers.data.handful import Handful
 from workers.data.images import Square, decode_squares, num_pixels, stack_images
 
@@ -80,17 +81,28 @@ def few_shot_spec(spec: pb.FewShotSpec, config: StudyConfig) -> FewShotSpec:
     )
 
 
-def handful_of(spec: pb.FewShotSpec, image_size: int) -> Handful:
-    """The decoded images of a job that `few_shot_spec` took.
+def pixels_of(message: pb.FewShotSpec, spec: FewShotSpec) -> bytes:
+    """The file of pixels of a job that `few_shot_spec` took; see `workers.data.handful`.
 
     Raises:
         FieldError: one is no readable image, or too large.
     """
     budget = [MAX_TOTAL_PIXELS]
-    return Handful(
-        support=stack_images(_squares(spec.support, f"{_FIELD}.support", image_size, budget)),
-        queries=stack_images(_squares(spec.queries, f"{_FIELD}.queries", image_size, budget)),
-    )
+    size = spec.task.image_size
+    support = _squares(message.support, f"{_FIELD}.support", size, budget)
+    queries = _squares(message.queries, f"{_FIELD}.queries", size, budget)
+    return Handful(stack_images(support), stack_images(queries)).to_bytes()
+
+
+def pixels_name(job: Job) -> str:
+    """Where a job's pixels are, among the artifacts: beside its results."""
+    return f"tenants/{job.tenant}/studies/{job.study}/jobs/{job.job_id}/images.npz"
+
+
+def with_pixels(job: Job, spec: FewShotSpec, pixels: bytes, url: str) -> Job:
+    """The job, with the file that its pixels will be in."""
+    file = DatasetFile(url=url, sha256=hashlib.sha256(pixels).hexdigest(), suffix=".npz")
+    return job.model_copy(update={"spec": spec.model_copy(update={"file": file, "num_bytes": len(pixels)})})
 
 
 def few_shot_message(spec: FewShotSpec) -> pb.FewShotSpec:
@@ -110,13 +122,12 @@ def few_shot_message(spec: FewShotSpec) -> pb.FewShotSpec:
 
 def few_shot_result(summary: Mapping[str, Any]) -> pb.FewShotResult:
     """What was found."""
-    same = ("classes", "num_queries", "steps", "support_losses_nats", "support_accuracy", "entropy_nats", "seconds")
+    same = ("classes", "num_queries", "steps", "support_losses_nats", "entropy_nats", "num_params", "has_network", "path")
     result = pb.FewShotResult(
         prior_version=summary["prior_version"],
         statistics=_STATISTICS_VALUES[summary["statistics"]],
         genotype_json="" if summary["genotype"] is None else json.dumps(summary["genotype"], sort_keys=True),
-        num_params=summary["num_params"],
-        has_network=summary["has_network"],
+        seconds=summary["seconds"],
         **{name: summary[name] for name in same},
     )
     if summary["genotype_probability"] is not None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import tempfile
 import time
@@ -24,9 +23,9 @@ from common.storage import ArtifactFolder
 from common.tasks import DatasetFile
 from coordinator.api import convert
 from coordinator.api.bridge import Changes, Commits
-from coordinator.api.checks import allowed_file, check_limits, check_sources, check_sweep, new_job
+from coordinator.api.checks import allowed_file, asked_for, check_limits, check_sources, check_sweep, new_job
 from coordinator.api.errors import FieldError
-from coordinator.api.few_shot import handful_of
+from coordinator.api.few_shot import pixels_name, pixels_of, with_pixels
 from coordinator.api.gatekeeper import answers, answers_stream
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
@@ -130,27 +129,19 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         job = new_job(tenant, study_id, spec, request)
         pixels = b""
         if isinstance(spec, FewShotSpec):
-            handful = await self._call(handful_of, request.spec.few_shot, spec.task.image_size)
-            pixels = handful.to_bytes()
-            job = job.model_copy(update={"spec": self._with_pixels(job, spec, pixels)})
+            pixels = await self._call(pixels_of, request.spec.few_shot, spec)
+            job = with_pixels(job, spec, pixels, self._artifacts.url_of(pixels_name(job)))
         if not request.validate_only:
             quota = self._settings.quota_of(tenant)
-            # The URL of an uploaded file is ours to choose; all else of the request must be the same.
-            content = {
-                "spec": _fingerprint(request.spec, bool(pixels)),
-                "priority": job.priority,
-                "needs_gpu": job.needs_gpu,
-                "queue_timeout_s": request.queue_timeout_s,
-                "max_attempts": job.max_attempts,
-            }
+            content = asked_for(request, job)
             request_id = request.request_id or None
             transaction, fingerprint = creation(job, request_id, quota, content)
             if pixels:
-                await self._call(self._artifacts.write, _pixels_name(job), pixels)
+                await self._call(self._artifacts.write, pixels_name(job), pixels)
             blocked = await self._commits.commit(transaction)
             if blocked is not None:
                 if pixels:
-                    await self._call(self._artifacts.remove, _pixels_name(job))
+                    await self._call(self._artifacts.remove, pixels_name(job))
                 job = await self._call(self._store.created, job, request_id, quota, fingerprint, blocked)
         return pb.CreateJobResponse(job=convert.job_message(job))
 
@@ -387,12 +378,6 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 field, f"studies/{study_id} has no version {version}; the latest is {head.version}"
             ) from None
 
-    def _with_pixels(self, job: Job, spec: FewShotSpec, pixels: bytes) -> FewShotSpec:
-        """The same, with the file that its pixels will be in."""
-        url = self._artifacts.url_of(_pixels_name(job))
-        file = DatasetFile(url=url, sha256=hashlib.sha256(pixels).hexdigest(), suffix=".npz")
-        return spec.model_copy(update={"file": file, "num_bytes": len(pixels)})
-
     def _check_room(self, tenant: str, header: pb.UploadHeader, quota: Quota) -> None:
         """Refuses what would exceed the quota before it is received; `add_dataset` has the last word."""
         stored = self._store.counts([tenant])[tenant]["bytes"]
@@ -404,16 +389,6 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             raise QuotaError(
                 f"{header.num_bytes} bytes more exceed the {quota.max_stored_bytes} that tenant {tenant} may store"
             ) from None
-
-
-def _fingerprint(spec: pb.JobSpec, is_large: bool) -> str:
-    content = spec.SerializeToString(deterministic=True)
-    return hashlib.sha256(content).hexdigest() if is_large else content.hex()
-
-
-def _pixels_name(job: Job) -> str:
-    """Where the images that came with a job are, among the artifacts: beside its results."""
-    return f"tenants/{job.tenant}/studies/{job.study}/jobs/{job.job_id}/images.npz"
 
 
 def _fitting(messages: Sequence[Message]) -> int:

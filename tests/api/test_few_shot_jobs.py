@@ -34,13 +34,13 @@ SUMMARY = {
     "num_queries": 2,
     "statistics": "transductive",
     "steps": 2,
-    "support_losses_nats": [1.0, 0.5, 0.25],
-    "support_accuracy": 1.0,
+    "support_losses_nats": [1.0, 0.25],
     "genotype": DARTS_V2.model_dump(mode="json"),
     "genotype_probability": 0.25,
     "entropy_nats": {"normal": 1.5, "reduction": 1.25},
     "num_params": 1234,
     "has_network": False,
+    "path": "native",
     "seconds": 0.5,
 }
 
@@ -307,7 +307,7 @@ def test_the_command_line_submits_it_and_shows_the_answer(
     coordinator.store.succeed(coordinator.epoch, coordinator.start(tenant, name), 2.0, result)
     code, _, err = run("result", *reach, name)
     assert code == 0 and "a.png" in err and "seven" in err and "transductive BatchNorm" in err, err
-    assert "100% of them right" in err and "0.75" in err
+    assert "1.000 to 0.250 nats" in err and "0.75" in err
     for arguments, words in (
         ((str(photos), "--statistics", "both"), "statistics must be transductive or inductive"),
         ((str(photos), images[0], str(photos)), "is a folder; give one folder of queries, or files"),
