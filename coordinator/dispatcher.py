@@ -6,7 +6,7 @@ them back into the queue, and computes again what was not committed, to the same
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -24,7 +24,17 @@ from common.errors import (
 from common.meta.prior import Prior
 from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
-from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, Job, JobState, SweepSpec
+from coordinator.jobs import (
+    AdaptSpec,
+    EvaluateSpec,
+    Failure,
+    FailureReason,
+    Job,
+    JobSpec,
+    JobState,
+    MetaTrainSpec,
+    SweepSpec,
+)
 from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
@@ -34,6 +44,13 @@ from coordinator.sweep_run import SweepRun
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
+
+_KINDS: Mapping[type[JobSpec], type[Run]] = {
+    AdaptSpec: AdaptRun,
+    MetaTrainSpec: TrainRun,
+    EvaluateSpec: EvaluateRun,
+    SweepSpec: SweepRun,
+}
 
 _REASONS: tuple[tuple[type[MetaSearchError], FailureReason], ...] = (
     (InvalidInputError, FailureReason.INVALID_INPUT),
@@ -262,7 +279,7 @@ class Dispatcher:
             self.logger.info("%s", error)
             return False
         self.logger.info("job %s starts, attempt %d", job.name, job.attempt)
-        run = _run_of(self, job)
+        run = _KINDS[type(job.spec)](self, job)
         self._runs[job.job_id] = run
 
         def begin(run: Run) -> None:
@@ -423,14 +440,6 @@ class Dispatcher:
                     self._changed.add(topic)
                 else:
                     self._look_at_queue = True
-
-
-def _run_of(dispatcher: Dispatcher, job: Job) -> Run:
-    if isinstance(job.spec, AdaptSpec):
-        return AdaptRun(dispatcher, job)
-    if isinstance(job.spec, EvaluateSpec):
-        return EvaluateRun(dispatcher, job)
-    return SweepRun(dispatcher, job) if isinstance(job.spec, SweepSpec) else TrainRun(dispatcher, job)
 
 
 def _reason(error: MetaSearchError) -> FailureReason:
