@@ -6,7 +6,7 @@ them back into the queue, and computes again what was not committed, to the same
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -25,7 +25,18 @@ from common.meta.prior import Prior
 from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
 from coordinator.few_shot_run import FewShotRun
-from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, FewShotSpec, Job, JobState, SweepSpec
+from coordinator.jobs import (
+    AdaptSpec,
+    EvaluateSpec,
+    Failure,
+    FailureReason,
+    FewShotSpec,
+    Job,
+    JobSpec,
+    JobState,
+    MetaTrainSpec,
+    SweepSpec,
+)
 from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
@@ -36,6 +47,14 @@ from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
 _QUICK_LOOK = 32
+
+_KINDS: Mapping[type[JobSpec], type[Run]] = {
+    AdaptSpec: AdaptRun,
+    MetaTrainSpec: TrainRun,
+    EvaluateSpec: EvaluateRun,
+    SweepSpec: SweepRun,
+    FewShotSpec: FewShotRun,
+}
 
 _REASONS: tuple[tuple[type[MetaSearchError], FailureReason], ...] = (
     (InvalidInputError, FailureReason.INVALID_INPUT),
@@ -278,7 +297,7 @@ class Dispatcher:
             self.logger.info("%s", error)
             return False
         self.logger.info("job %s starts, attempt %d", job.name, job.attempt)
-        run = _run_of(self, job)
+        run = _KINDS[type(job.spec)](self, job)
         self._runs[job.job_id] = run
 
         def begin(run: Run) -> None:
@@ -439,16 +458,6 @@ class Dispatcher:
                     self._changed.add(topic)
                 else:
                     self._look_at_queue = True
-
-
-def _run_of(dispatcher: Dispatcher, job: Job) -> Run:
-    if isinstance(job.spec, AdaptSpec):
-        return AdaptRun(dispatcher, job)
-    if isinstance(job.spec, EvaluateSpec):
-        return EvaluateRun(dispatcher, job)
-    if isinstance(job.spec, FewShotSpec):
-        return FewShotRun(dispatcher, job)
-    return SweepRun(dispatcher, job) if isinstance(job.spec, SweepSpec) else TrainRun(dispatcher, job)
 
 
 def _reason(error: MetaSearchError) -> FailureReason:

@@ -15,11 +15,11 @@ from common.storage import ArtifactFolder
 from coordinator.sweep import (
     BEST,
     BEST_FOLDER,
+    PLAN,
     RESULT,
     best_content,
     check_any,
     spent_s,
-    store_plan,
     store_results,
 )
 from coordinator.tuning import Listener, run_sweep
@@ -42,7 +42,7 @@ def run_sweep_job(request: SweepRequest, concurrency: int, gpus_per_trial: float
         UnavailableError: a searcher's package is missing, or the storage refuses.
     """
     state = ArtifactFolder(request.state_url)
-    store_plan(state, request.plan)
+    PLAN.store(state, request.plan)
     before_s, started_s = spent_s(state), time.monotonic()
     trials = run_sweep(request.plan, request.state_url, concurrency, gpus_per_trial, listener, before_s)
     if not trials or any(trial.state in ("waiting", "running") for trial in trials):

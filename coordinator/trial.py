@@ -23,7 +23,7 @@ from coordinator.sinks import JsonLinesSink
 from workers.data.cache import cache_root
 from workers.data.fetch import fetch
 from workers.data.whole import load_whole
-from workers.evaluate import EvaluationPlan, evaluate, store_plan
+from workers.evaluate import PLAN, EvaluationPlan, evaluate
 from workers.training import TrainProgress
 
 CURVE = "curve.json"
@@ -169,7 +169,7 @@ class ArchitectureTrial:
             config=chosen.recipe,
             data=data,
         )
-        store_plan(ArtifactFolder(folder), self._evaluation)
+        PLAN.store(ArtifactFolder(folder), self._evaluation)
         self._curve: list[dict[str, Any]] = []
         self.total = chosen.recipe.last_epoch
         self.rounds = 0

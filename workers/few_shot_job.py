@@ -10,20 +10,18 @@ The folder of the job:
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from common.meta.few_shot_network import FewShotNetwork
 
 from common.config import DatasetRef
 from common.derivation import Limits, ScoredGenotype
 from common.messages import AdaptRequest, FewShotRequest, JobResult
-from common.meta.few_shot_network import FewShotNetwork
 from common.meta.params import ALPHA, CLASSIFIER
-from common.meta.prior import Prior, Vector
+from common.meta.prior import Prior
 from common.network_config import network_folder
-from common.nn.calibration import recalibrate_
 from common.nn.full import FullNetwork
 from common.nn.stored import save_network
 from common.storage import ArtifactFolder
@@ -155,9 +153,7 @@ def of_ways(prior: Prior, num_ways: int, most: int) -> Prior:
     return replace(prior, vectors={**prior.vectors, CLASSIFIER: np.concatenate(parts)})
 
 
-def ready_network(
-    network: FewShotNetwork, adapted: Adapted, request: AdaptRequest, handful: Handful
-) -> FullNetwork:
+def ready_network(network: FewShotNetwork, adapted: Adapted, request: AdaptRequest, handful: Handful) -> FullNetwork:
     """The adapted network of a genotype, by itself, with the BatchNorm statistics of the support images (inductive)."""
     raise NotImplementedError
 

@@ -122,7 +122,16 @@ def few_shot_message(spec: FewShotSpec) -> pb.FewShotSpec:
 
 def few_shot_result(summary: Mapping[str, Any]) -> pb.FewShotResult:
     """What was found."""
-    same = ("classes", "num_queries", "steps", "support_losses_nats", "entropy_nats", "num_params", "has_network", "path")
+    same = (
+        "classes",
+        "num_queries",
+        "steps",
+        "support_losses_nats",
+        "entropy_nats",
+        "num_params",
+        "has_network",
+        "path",
+    )
     result = pb.FewShotResult(
         prior_version=summary["prior_version"],
         statistics=_STATISTICS_VALUES[summary["statistics"]],

@@ -24,7 +24,7 @@ from coordinator.html_report.axes import evenly
 from coordinator.html_report.pca import Components, principal_components
 from coordinator.html_report.provenance import PRIOR_STEM, Manifest, StoredFile, stored_files
 from coordinator.html_report.sweeps import SweepTable, is_sweep, sweep_table
-from coordinator.pareto import FRONT, Front, read_front
+from coordinator.pareto import FRONT, Front
 
 if TYPE_CHECKING:
     from common.meta.prior import Prior
@@ -196,9 +196,9 @@ def collect(folder: Path, origin: Origin | None = None, leave_out: Path | None =
         return _sweep(folder, origin, files)
     if (folder / CONFIG).is_file():
         return _run(folder, origin, files)
-    if (folder / FRONT).is_file():
-        front = read_front(ArtifactFolder(folder))
-        ended = origin.ended or _modified(folder / FRONT)
+    if (folder / FRONT.name).is_file():
+        front = FRONT.read(ArtifactFolder(folder))
+        ended = origin.ended or _modified(folder / FRONT.name)
         facts = {"prior": front.prior}
         return Report("front", origin.name, origin.began, ended, facts=facts, files=files, front=front)
     if not (folder / RESULT).is_file():
@@ -245,7 +245,7 @@ def _run(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
         config=config,
         files=files,
         notes=priors.notes,
-        front=read_front(ArtifactFolder(folder / PARETO)) if (folder / PARETO / FRONT).is_file() else None,
+        front=FRONT.read(ArtifactFolder(folder / PARETO)) if (folder / PARETO / FRONT.name).is_file() else None,
     )
 
 
