@@ -246,12 +246,14 @@ class Dispatcher:
             return
         refused: set[str] = set()
         while True:
-            quick_only = self.pool.num_pending >= room or self._num_long >= room
-            if quick_only and max(self.pool.num_quick, len(self._runs) - self._num_long) >= room:
+            num_quick = sum(isinstance(run.job.spec, FewShotSpec) for run in self._runs.values())
+            takes_quick = max(num_quick, self.pool.num_quick) < room
+            takes_long = max(len(self._runs) - num_quick, self.pool.num_pending) < room
+            if not (takes_quick or takes_long):
                 return
             self._look_at_queue = False
-            # Where the rest has to wait anyway, the front of each queue will do.
-            queues = self.store.queues(_QUICK_LOOK if quick_only else MAX_PAGE)
+            # Quick jobs are in front; where the others have to wait anyway, nobody looks further.
+            queues = self.store.queues(MAX_PAGE if takes_long else _QUICK_LOOK)
             running: dict[str, int] = {}
             for job in self.running:
                 running[job.tenant] = running.get(job.tenant, 0) + 1
@@ -263,7 +265,8 @@ class Dispatcher:
                 frozenset((job.tenant, job.study) for job in self.running if job.spec.moves_prior),
                 self.pool.gpus_per_worker > 0,
                 self.now_s(),
-                quick_only,
+                takes_quick,
+                takes_long,
             )
             if entry is None:
                 return
@@ -271,10 +274,6 @@ class Dispatcher:
                 self._look_at_queue = True
             else:  # asking again at once would have the same answer
                 refused.add(entry.tenant)
-
-    @property
-    def _num_long(self) -> int:
-        return sum(not isinstance(run.job.spec, FewShotSpec) for run in self._runs.values())
 
     def _start(self, job: Job) -> bool:
         """Starts a job, unless the store refuses."""

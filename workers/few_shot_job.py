@@ -14,20 +14,26 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from common.meta.few_shot_network import FewShotNetwork
+import torch
 
 from common.config import DatasetRef
 from common.derivation import Limits, ScoredGenotype
 from common.messages import AdaptRequest, FewShotRequest, JobResult
+from common.meta.few_shot_network import FewShotNetwork
+from common.meta.inherit import genotype_network
 from common.meta.params import ALPHA, CLASSIFIER
 from common.meta.prior import Prior
 from common.network_config import network_folder
+from common.nn.calibration import recalibrate_
 from common.nn.full import FullNetwork
 from common.nn.stored import save_network
+from common.nn.supernet import match_channels
+from common.space.genotype import Genotype
 from common.storage import ArtifactFolder
 from common.tasks import LearningTask
+from workers.data.arrays import Images
 from workers.data.handful import Handful, handful_from_bytes
-from workers.device import use_single_thread
+from workers.device import to_float, use_single_thread
 from workers.environment import environment
 from workers.few_shot import Adapted, predict
 from workers.inherit import NETWORK_FILES
@@ -77,9 +83,8 @@ def run_few_shot(runner: TaskRunner, prior: Prior, request: FewShotRequest) -> J
     found = None
     if adapted.probabilities:
         found = find_genotype(adapted.probabilities, adapting.task, request.config, "top2_pairs", Limits())
-    ready = None
-    if adapting.few_shot is not None and adapting.few_shot.genotype is not None:
-        ready = ready_network(network, adapted, adapting, handful)
+    given = None if adapting.few_shot is None else adapting.few_shot.genotype
+    ready = None if given is None else ready_network(network, given, adapted, handful.support)
     content = _describe(request, prior, adapted, network, found, ready)
     predictions = _predictions(request, adapted)
     seconds = time.perf_counter() - started_s
@@ -153,9 +158,13 @@ def of_ways(prior: Prior, num_ways: int, most: int) -> Prior:
     return replace(prior, vectors={**prior.vectors, CLASSIFIER: np.concatenate(parts)})
 
 
-def ready_network(network: FewShotNetwork, adapted: Adapted, request: AdaptRequest, handful: Handful) -> FullNetwork:
-    """The adapted network of a genotype, by itself, with the BatchNorm statistics of the support images (inductive)."""
-    raise NotImplementedError
+def ready_network(network: FewShotNetwork, genotype: Genotype, adapted: Adapted, support: Images) -> FullNetwork:
+    """The adapted network of a genotype, by itself, on the CPU: inductive, by the BatchNorm statistics of `support`."""
+    parameters = torch.cat([torch.from_numpy(adapted.vectors[name]) for name in network.names])
+    ready = genotype_network(network, genotype, parameters)
+    images = to_float(torch.from_numpy(support).permute(0, 3, 1, 2))
+    recalibrate_(ready, [match_channels(images, ready.config.image_channels)])
+    return ready
 
 
 def _images(request: FewShotRequest) -> Handful:

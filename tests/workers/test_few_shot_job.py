@@ -72,9 +72,7 @@ def ask(folder: Path, images: Handful, config: StudyConfig, **changes: Any) -> F
             query_names=tuple(f"q{number}" for number in range(len(images.queries))),
             image_size=SIZE,
         ),
-        file=DatasetFile(
-            url=f"file://{folder}/images.npz", sha256=hashlib.sha256(data).hexdigest(), suffix=".npz"
-        ),
+        file=DatasetFile(url=f"file://{folder}/images.npz", sha256=hashlib.sha256(data).hexdigest(), suffix=".npz"),
         config=config,
         version=0,
         seed=0,
