@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from common.data_config import DatasetRef as DatasetRef
+from common.data_config import Fraction
+from common.data_config import Split as Split
 from common.errors import InvalidInputError
 from common.few_shot_config import FewShotConfig
 from common.latency import LatencyTable, misfit
@@ -19,11 +22,9 @@ from common.values import explain as explain
 RelaxationKind = Literal["gumbel", "softmax", "straight_through", "single_path"]
 HardKind = Literal["straight_through", "single_path"]
 Normalisation = Literal["edge", "node"]
-Split = Literal["meta_train", "unseen", "all"]
 Precision = Literal["float32", "bfloat16"]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class SpaceConfig(Frozen):
@@ -309,19 +310,6 @@ class OuterConfig(Frozen):
                 "set outer.alpha_average to 'logits'"
             )
         return self
-
-
-class DatasetRef(Frozen):
-    """Which images."""
-
-    source: str = Field("glyphs", min_length=1)
-    """A source by name (`metasearch data list`), or the path of an image folder, zip, tar or npz file."""
-    root: str | None = None
-    """Folder that holds or receives the source's files; a node-local cache where not given."""
-    unseen_fraction: Fraction = 0.25
-    """Share of the classes (of the groups of classes, where the source has groups) kept out of meta-training."""
-    split_seed: int = 0
-    """Chooses which ones."""
 
 
 class TaskFamily(Frozen):

@@ -355,6 +355,7 @@ def data_list(as_json: JsonOption = False) -> None:
             "classes": source.num_classes,
             "pixels": source.native_size,
             "downloads": source.downloads,
+            "needs_root": source.needs_root,
         }
         for source in SOURCES.values()
     ]
@@ -363,7 +364,7 @@ def data_list(as_json: JsonOption = False) -> None:
         return
     table = Table("name", "what", "classes", "pixels", "from", show_edge=False)
     for row in rows:
-        origin = "download, or --root" if row["downloads"] else "--root" if row["name"] == "imagenet" else "built in"
+        origin = "download, or --root" if row["downloads"] else "--root" if row["needs_root"] else "built in"
         table.add_row(*(str(row[key] or "-") for key in ("name", "description", "classes", "pixels")), origin)
     Console().print(table)
 

@@ -47,7 +47,7 @@ def sample_task(arrays: ClassArrays, family: TaskFamily, split: Split, task_id: 
     Raises:
         InvalidInputError: the split has too few classes with at least `test_per_class` + 1 images.
     """
-    of_split = classes_of(arrays, split, family.data.unseen_fraction, family.data.split_seed)
+    of_split = classes_of(arrays, split, family.data)
     eligible = [index for index in of_split if arrays.num_images(index) > family.test_per_class]
     if len(eligible) < family.num_ways:
         raise InvalidInputError(
