@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.values import Frozen
+from common.values import Fraction, Frozen
 
 Split = Literal["meta_train", "validation", "unseen", "all"]
 ClassSplit = Literal["fraction", "published", "paper", "characters"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 MINI_IMAGENET, OMNIGLOT = "mini_imagenet", "omniglot"
 

@@ -5,10 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from common.space.genotype import Genotype
-from common.values import Frozen
+from common.values import Frozen, NonNegativeFloat, PositiveFloat
 
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 MetaGradientMethod = Literal["exact", "finite_difference", "first_order", "reptile"]

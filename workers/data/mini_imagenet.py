@@ -81,9 +81,9 @@ def find_mini_imagenet(folder: Path) -> MiniImagenetFiles:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise InvalidInputError(
-            f"{folder} holds {pickles[0]}, a pickle: reading it could run any program, so it is not read; convert it to "
-            "train.npz, val.npz and test.npz with the arrays images and labels, as README.md shows, or use the split "
-            "files with the images"
+            f"{folder} holds {pickles[0]}, a pickle: reading one could run any program, so none is read; convert it "
+            "to train.npz, val.npz and test.npz with the arrays images and labels, as README.md shows, or use the "
+            "split files with the images"
         )
     raise NotFoundError(
         f"there is no Mini-ImageNet in {folder}, and it cannot be downloaded: get train.csv, val.csv and test.csv of "
