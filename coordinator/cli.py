@@ -24,6 +24,7 @@ from common.space.genotype import DerivationRule
 from coordinator import (
     client_cli,
     evaluate_cli,
+    meta_test_cli,
     network_cli,
     paper_cli,
     pareto_cli,
@@ -32,6 +33,7 @@ from coordinator import (
     serving_cli,
     sweep_cli,
 )
+from coordinator.genotypes import genotype_fields
 from coordinator.limit_options import (
     LatencyTableOption,
     MaxLatencyOption,
@@ -63,6 +65,7 @@ evaluate_cli.register(app)
 sweep_cli.register(app)
 profile_cli.register(app)
 pareto_cli.register(app)
+meta_test_cli.register(app)
 report_cli.register(app)
 paper_cli.register(app)
 
@@ -119,6 +122,10 @@ def train(
     from_version: Annotated[
         int | None, typer.Option(help="With --resume: go on from this version; later ones are discarded.")
     ] = None,
+    genotype: Annotated[
+        str | None,
+        typer.Option(help="Few-shot: learn the weights of this one network; a run, JSON file or released name."),
+    ] = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -129,10 +136,13 @@ def train(
     and TensorBoard events.
 
     Examples: `metasearch train demo --run runs/a`, `metasearch train demo --run runs/b --set rounds=100`,
-    `metasearch train --run runs/a --resume`.
+    `metasearch train --run runs/a --resume`, `metasearch train few_shot --genotype runs/search --run runs/full`.
     """
+    fields = {} if genotype is None else genotype_fields(genotype)
     if resume:
-        config = None if preset is None else load(preset, overrides or [])
+        if preset is None and genotype is not None:
+            raise InvalidInputError("--genotype with --resume needs the preset or file that the run was started with")
+        config = None if preset is None else load(preset, overrides or [], fields=fields)
         if preset is None and overrides:
             raise InvalidInputError("--set with --resume needs the preset or file that the run was started with")
     elif preset is None:
@@ -140,7 +150,7 @@ def train(
     elif from_version is not None:
         raise InvalidInputError("--from-version goes with --resume")
     else:
-        config = load(preset, overrides or [])
+        config = load(preset, overrides or [], fields=fields)
 
     from common.artifacts import PriorStore
     from coordinator import study
