@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -175,8 +175,8 @@ class StudyConfig(Frozen):
     adapt: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
     few_shot: FewShotConfig | None = None
-    """With it, tasks are few-shot episodes, and their meta-gradients move the prior; `inner`, `adapt` and `outer` then
-    say nothing."""
+    """With it, tasks are few-shot episodes, and their meta-gradients move the prior. `inner` and `adapt` then say
+    nothing, and of `outer` all but its rates: how updates are averaged, and what guards the architecture."""
     families: tuple[TaskFamily, ...] = Field((TaskFamily(),), min_length=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -190,8 +190,9 @@ class StudyConfig(Frozen):
         for kind in self.space.cell_kinds:
             if kind not in self.network.cells:
                 raise ValueError(f"space.cell_kinds has {kind!r}, which no cell of network.cells is; remove it")
+        has_head = self.few_shot is None or self.few_shot.network != "four_convolutions"
         for family in self.families:
-            if family.image_size not in self.network.heads:
+            if has_head and family.image_size not in self.network.heads:
                 sizes = ", ".join(str(size) for size in self.network.heads)
                 raise ValueError(
                     f"families has image_size {family.image_size}, network.heads has {sizes}; "
@@ -214,7 +215,63 @@ class StudyConfig(Frozen):
                 f"outer.theta_average {self.outer.theta_average!r} knows no standard deviations; "
                 "set inner.weights and adapt.weights to 'map'"
             )
+        if self.few_shot is not None:
+            problem = self._few_shot_misfit(self.few_shot)
+            if problem is not None:
+                raise ValueError(problem)
         return self
+
+    def _few_shot_misfit(self, few_shot: FewShotConfig) -> str | None:
+        for name, values in (
+            ("num_ways", {family.num_ways for family in self.families}),
+            ("image_size", {family.image_size for family in self.families}),
+        ):
+            if len(values) > 1:
+                found = ", ".join(str(value) for value in sorted(values))
+                return f"families have {name} {found}; a few-shot study learns one classifier and one head: give one"
+        if self.inner.weights != "map":
+            return (
+                f"inner.weights is {self.inner.weights!r}, few_shot learns points; set inner.weights and adapt.weights "
+                "to 'map'"
+            )
+        for name, inner in (("inner", self.inner), ("adapt", self.adapt)):
+            if inner.cost is not None:
+                return f"{name}.cost is given, few_shot knows no cost penalty; leave it out"
+        if self.outer.alpha_trials is not None:
+            return "outer.alpha_trials is given, few_shot learns the architecture by gradients; leave it out"
+        if self.outer.theta_average != "tasks":
+            return (
+                f"outer.theta_average is {self.outer.theta_average!r}, few_shot averages gradients over all tasks; set "
+                "it to 'tasks'"
+            )
+        if few_shot.learns_architecture:
+            return self._few_shot_relaxation_misfit(few_shot)
+        for name in ("alpha_warmup_rounds", "max_parameter_free_edges"):
+            if getattr(self.outer, name) != OuterConfig.model_fields[name].default:
+                return (
+                    f"outer.{name} is {getattr(self.outer, name)}, few_shot.network {few_shot.network!r} learns no "
+                    "architecture that it could guard; leave it out"
+                )
+        if few_shot.genotype is not None:
+            for kind in self.network.cells:
+                if kind not in few_shot.genotype.cells:
+                    known = ", ".join(few_shot.genotype.cells)
+                    return f"network.cells names {kind!r}, few_shot.genotype has {known}; give it that kind of cell"
+        return None
+
+    def _few_shot_relaxation_misfit(self, few_shot: FewShotConfig) -> str | None:
+        relaxation = self.relaxation
+        kinds = [relaxation.kind] + ([] if relaxation.hard_after_round is None else [relaxation.hard_kind])
+        hard = [kind for kind in kinds if kind in get_args(HardKind)]
+        if hard and few_shot.method in ("exact", "finite_difference"):
+            return (
+                f"relaxation has {hard[0]!r}, whose draws jump, so few_shot.method {few_shot.method!r} has no "
+                "derivative to take; set few_shot.method to 'first_order' or 'reptile', or relaxation.kind to 'gumbel' "
+                "or 'softmax'"
+            )
+        if "single_path" in hard and relaxation.path_per == "task":
+            return "relaxation.path_per is 'task', few_shot draws for every step; set it to 'step'"
+        return None
 
     def _cost_misfit(self, cost: CostPenalty) -> str | None:
         space = self.space

@@ -22,7 +22,21 @@ class MetaAdamConfig(Frozen):
     alpha_lr: NonNegativeFloat = 1e-3
     """Of the architecture logits; 0 freezes them."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
+    eps: float = Field(1e-8, ge=1e-9)
+    """Added to the root of the second moment. Gradients are summed to 2^-40 (9e-13), which is up to half a thousandth
+    of the least eps: a smaller one would scale rounding up to a step."""
+
+
+class MetaSgdConfig(Frozen):
+    """Plain steps down the mean of the tasks' meta-gradients. With method `reptile` and a rate of 1, the prior moves to
+    the mean of where the tasks ended (Nichol et al. 2018)."""
+
+    lr: PositiveFloat = 1.0
+    """Of the weights, the classifier's included, in the first round ..."""
+    lr_end: NonNegativeFloat | None = None
+    """... and in the last; linear in between. Constant where not given."""
+    alpha_lr: NonNegativeFloat = 1.0
+    """Of the architecture logits, constant; 0 freezes them."""
 
 
 class FewShotConfig(Frozen):
@@ -53,8 +67,21 @@ class FewShotConfig(Frozen):
     displacement: PositiveFloat = 1e-2
     """Length of the displacement of finite_difference, in the space of all parameters."""
     adam: MetaAdamConfig = MetaAdamConfig()
+    """The outer step."""
+    sgd: MetaSgdConfig | None = None
+    """With it, the outer step is plain, and `adam` says nothing."""
     evaluation: BatchStatistics = "transductive"
     """Whose BatchNorm statistics query images are tested with: their own, all together, or the support images'."""
+
+    @property
+    def learns_architecture(self) -> bool:
+        """Whether the prior has architecture logits."""
+        return self.network == "supernet"
+
+    @property
+    def outer_alpha_lr(self) -> float:
+        """Rate of the architecture logits in the outer step; 0 where they stay."""
+        return self.adam.alpha_lr if self.sgd is None else self.sgd.alpha_lr
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

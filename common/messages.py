@@ -113,6 +113,9 @@ class MetaGradient:
     gradients: Mapping[str, Vector]
 
 
+Update = LocalUpdate | MetaGradient
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Held-out performance after `step` steps, by batch statistics of the whole test set (transductive) unless a
@@ -141,7 +144,7 @@ class AdaptResult:
     """
 
     task_id: str
-    update: LocalUpdate | MetaGradient | None
+    update: Update | None
     probabilities: Mapping[str, NDArray[np.float64]]
     train_losses: tuple[float, ...]
     evaluations: tuple[Evaluation, ...]
@@ -196,11 +199,22 @@ class Rejection:
 
 @dataclass(frozen=True)
 class TaskStatistics:
-    """What a round's metrics need of a task: losses of its first and last step in nats, training images per second."""
+    """What a round's metrics need of a task.
+
+    Attributes:
+        train_loss_first: objective of its first step, nats; of a few-shot task the support images' cross-entropy, under
+            the prior's own parameters.
+        train_loss_last: of its last step.
+        images_per_s: training images per second.
+        query_loss: of a few-shot task, the query images' cross-entropy after the last step, nats.
+        query_accuracy: likewise their accuracy, 0 to 1.
+    """
 
     train_loss_first: float
     train_loss_last: float
     images_per_s: float
+    query_loss: float | None = None
+    query_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -232,7 +246,14 @@ def span_of(task_ids: Sequence[str]) -> str:
 
 def statistics_of(result: AdaptResult) -> TaskStatistics:
     """What a round's metrics need of a result."""
-    return TaskStatistics(result.train_losses[0], result.train_losses[-1], result.images_per_s)
+    query = result.evaluations[-1] if isinstance(result.update, MetaGradient) and result.evaluations else None
+    return TaskStatistics(
+        train_loss_first=result.train_losses[0],
+        train_loss_last=result.train_losses[-1],
+        images_per_s=result.images_per_s,
+        query_loss=None if query is None else query.loss,
+        query_accuracy=None if query is None else query.accuracy,
+    )
 
 
 @dataclass(frozen=True)
@@ -344,7 +365,7 @@ class JobResult:
     """
 
     job_id: str
-    update: LocalUpdate | None
+    update: Update | None
     summary: Mapping[str, Any]
     artifacts: tuple[ArtifactInfo, ...]
 

@@ -41,7 +41,7 @@ class OuterConfig(Frozen):
     """probability: the arithmetic mean of the posteriors (the M-step of the ELBO); logits: the geometric one."""
     rule: Literal["mean", "clipped_mean", "median", "trimmed_mean"] = "mean"
     clip_norm: PositiveFloat = 10.0
-    """clipped_mean: longest difference that counts in full."""
+    """clipped_mean: longest difference, or meta-gradient, that counts in full."""
     trim_fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """trimmed_mean: share of values dropped at each end, per coordinate."""
     weighting: Literal["uniform", "examples"] = "uniform"
