@@ -182,7 +182,7 @@ def family_of(config: StudyConfig, options: MetaTestOptions) -> TaskFamily:
         family = TaskFamily.model_validate(tree)
     except ValidationError as error:
         raise InvalidInputError(f"test: {explain(error)}") from None
-    if family.image_size not in config.network.heads:
+    if config.few_shot.network != "four_convolutions" and family.image_size not in config.network.heads:
         sizes = ", ".join(str(size) for size in sorted(config.network.heads))
         raise InvalidInputError(f"--image-size is {family.image_size}, the run has heads for {sizes}; use one of them")
     return family
