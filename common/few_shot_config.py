@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.errors import InvalidInputError
 from common.space.genotype import Genotype
 from common.values import Frozen, NonNegativeFloat, PositiveFloat
 
@@ -91,3 +92,20 @@ class FewShotConfig(Frozen):
                 "set both, or neither"
             )
         return self
+
+
+def refuse_few_shot(few_shot: FewShotConfig | None, command: str) -> None:
+    """Refuses a few-shot study where tasks learn by `adapt`.
+
+    Args:
+        few_shot: of the study.
+        command: that cannot take it.
+
+    Raises:
+        InvalidInputError: the study is a few-shot one.
+    """
+    if few_shot is not None:
+        raise InvalidInputError(
+            f"{command} adapts as `adapt` says, and the study has few_shot (network {few_shot.network!r}); use "
+            "metasearch test, or a study without few_shot"
+        )

@@ -52,6 +52,11 @@ def metric_name(name: str) -> str:
     return name.partition("/")[0]
 
 
+def query_summary(values: Mapping[str, float]) -> str:
+    """A few-shot round's query images in words."""
+    return f"loss {values['query_loss']:.3f} accuracy {values['query_accuracy']:.3f}"
+
+
 def logger_for(component: str, log_file: Path | None = None) -> logging.Logger:
     """A logger that writes one line per record to standard error, and to a file if one is given."""
     logger = logging.getLogger(f"metasearch.{component}")

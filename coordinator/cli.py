@@ -19,6 +19,7 @@ from common.errors import (
     MetaSearchError,
     UnavailableError,
 )
+from common.few_shot_config import refuse_few_shot
 from common.loading import load, preset_names, with_adapt_overrides
 from common.space.genotype import DerivationRule
 from coordinator import (
@@ -247,6 +248,7 @@ def adapt(
     check_limits(derivation, limits)
     store = PriorStore(run)
     config = with_adapt_overrides(store.load_config(), overrides or [])
+    refuse_few_shot(config.few_shot, "metasearch adapt")
     prior = store.load(version)
     choice = choice_of(config, data, root, classes, image_size, train_per_class, test_per_class, seed)
     task = task_of(choice, config, TASK_ID)
@@ -339,6 +341,7 @@ def bench(
 
     chosen = device_named(device)
     config = load(preset, overrides or [])
+    refuse_few_shot(config.few_shot, "metasearch bench")
     with _messages.status("Timing ..."):
         workload, found = time_steps(config, data, chosen, steps)
     if as_json:

@@ -15,6 +15,7 @@ from common.config import ClusterConfig, StudyConfig
 from common.errors import UnavailableError
 from common.messages import AdaptRequest, AdaptResult, EvaluateRequest, EvaluateResult
 from common.meta.prior import Prior
+from common.telemetry import query_summary
 from coordinator import actor
 from coordinator.actor import TrainOutcome, start_coordinator
 from coordinator.cluster import Cluster, cause_of, connect, disconnect, worker_resources
@@ -54,8 +55,10 @@ class Session:
         """
 
         def describe(progress: actor.Progress) -> tuple[int, str]:
-            loss = progress.metrics.get("train_loss_last")
-            return progress.version, "" if loss is None else f"loss {loss:.3f}"
+            metrics = progress.metrics
+            if "query_accuracy" in metrics:
+                return progress.version, f"query {query_summary(metrics)}"
+            return progress.version, f"loss {metrics['train_loss_last']:.3f}" if metrics else ""
 
         reference = self._handle.train.remote(str(run.resolve()), config, prior)
         outcome: TrainOutcome = self._follow(reference, "Rounds", prior.version, config.rounds, describe)

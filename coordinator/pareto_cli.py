@@ -14,6 +14,7 @@ from rich.table import Table
 from common.config import DatasetRef, StudyConfig
 from common.errors import INTERRUPTED_EXIT_CODE, InvalidInputError
 from common.evaluate_config import PRESETS, EvaluateConfig, load_evaluate_config
+from common.few_shot_config import refuse_few_shot
 from common.latency import LatencyTable, misfit, read_table
 from common.space.genotype import Genotype
 from common.storage import ArtifactFolder
@@ -95,6 +96,7 @@ def pareto(
     table = None if latency_table is None else read_table(latency_table)
     store = PriorStore(run)
     config = store.load_config()
+    refuse_few_shot(config.few_shot, "metasearch pareto")
     prior = store.load(version)
     task, reference = _task(config, data, root, classes, image_size, train_per_class, test_per_class, seed)
     if table is not None:

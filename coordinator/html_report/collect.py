@@ -387,11 +387,12 @@ def _read_priors(folder: Path, below: str, config: StudyConfig) -> _Priors:
             notes.append(f"Prior version {version} is left out, as it is damaged: {error}.")
     if not priors:
         return _Priors(notes=tuple(notes))
-    found = [_probabilities(prior, config) for prior in priors]
-    shown = evenly(len(priors), MOST_HEATMAPS)
+    found = [_probabilities(prior, config) for prior in priors if prior.has_architecture]
+    shown = evenly(len(found), MOST_HEATMAPS)
     architecture = weights = None
-    if len(priors) >= 3:
+    if len(found) >= 3:
         architecture = principal_components([np.concatenate([each.ravel() for each in by.values()]) for by in found])
+    if len(priors) >= 3:
         weights = principal_components(
             [np.concatenate([prior.vectors[name] for name in sorted(prior.weight_names)]) for prior in priors]
         )
@@ -414,7 +415,10 @@ def _probabilities(prior: "Prior", config: StudyConfig) -> dict[str, NDArray[np.
 
 
 def _found_by(priors: _Priors, config: StudyConfig) -> Found | None:
-    """The architecture that the latest kept version stands for."""
+    """The architecture that the latest kept version stands for, or the study's own."""
+    if config.few_shot is not None and config.few_shot.genotype is not None:
+        genotype = config.few_shot.genotype
+        return Found(genotype, "The study's own, which learns weights alone.", _cost(genotype, config))
     if not priors.posteriors:
         return None
     latest = priors.posteriors[-1]
