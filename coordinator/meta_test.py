@@ -182,9 +182,11 @@ def family_of(config: StudyConfig, options: MetaTestOptions) -> TaskFamily:
         family = TaskFamily.model_validate(tree)
     except ValidationError as error:
         raise InvalidInputError(f"test: {explain(error)}") from None
-    if config.few_shot.network != "four_convolutions" and family.image_size not in config.network.heads:
-        sizes = ", ".join(str(size) for size in sorted(config.network.heads))
-        raise InvalidInputError(f"--image-size is {family.image_size}, the run has heads for {sizes}; use one of them")
+    if family.image_size != first.image_size:
+        raise InvalidInputError(
+            f"--image-size is {family.image_size}, the prior's weights are of images of {first.image_size} pixels; "
+            "leave --image-size out: images of any size are scaled to that"
+        )
     return family
 
 

@@ -36,10 +36,12 @@ def test(
         str | None,
         typer.Option(help=f"Classes: {', '.join(_SPLITS)}; unseen by default, all of a source new to the run."),
     ] = None,
-    ways: Annotated[int | None, typer.Option(min=2, help="Classes per episode; the run's.")] = None,
+    ways: Annotated[
+        int | None, typer.Option(min=2, help="Classes per episode: as many as the run's classifier has.")
+    ] = None,
     shots: Annotated[int | None, typer.Option(min=1, help="Support images per class; the run's by default.")] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="Query images per class; the run's by default.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels; the run's by default.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels, of the run's own images.")] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Inner steps; few_shot.test_steps by default.")] = None,
     evaluation: Annotated[
         str | None,

@@ -130,7 +130,7 @@ def test_all_classes_of_another_source_are_new(tmp_path: Path, prior: Prior, con
     ("options", "message"),
     [
         ({"ways": 4}, r"--ways is 4, the prior's classifier is of 3 classes"),
-        ({"image_size": 84}, "--image-size is 84, the run has heads for 16"),
+        ({"image_size": 84}, "--image-size is 84, the prior's weights are of images of 16 pixels"),
         ({"queries": 500}, "num_ways is 3: lower num_ways or the images per class"),
         ({"shots": 500}, "num_ways is 3: lower num_ways or the images per class"),
     ],
