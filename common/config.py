@@ -2,27 +2,36 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from common.data_config import DatasetRef as DatasetRef
+from common.data_config import Split as Split
 from common.errors import InvalidInputError
-from common.latency import LatencyTable, misfit
-from common.network_config import FullNetworkConfig
+from common.few_shot_config import FewShotConfig
+from common.inner_config import AdamConfig as AdamConfig
+from common.inner_config import AugmentConfig as AugmentConfig
+from common.inner_config import CostPenalty as CostPenalty
+from common.inner_config import HardKind as HardKind
+from common.inner_config import InnerConfig as InnerConfig
+from common.inner_config import RelaxationConfig as RelaxationConfig
+from common.inner_config import RelaxationKind as RelaxationKind
+from common.inner_config import SgdConfig as SgdConfig
+from common.latency import misfit
+from common.outer_config import OuterConfig as OuterConfig
+from common.outer_config import TrialsConfig as TrialsConfig
 from common.space.primitives import PRIMITIVES, PROFILES, ProfileName
 from common.space.released import NORMAL, REDUCTION
 from common.space.topology import Topology
+from common.values import Fraction as Fraction
 from common.values import Frozen as Frozen
+from common.values import NonNegativeFloat as NonNegativeFloat
+from common.values import PositiveFloat as PositiveFloat
 from common.values import explain as explain
 
-RelaxationKind = Literal["gumbel", "softmax", "straight_through", "single_path"]
-HardKind = Literal["straight_through", "single_path"]
 Normalisation = Literal["edge", "node"]
-Split = Literal["meta_train", "unseen", "all"]
 Precision = Literal["float32", "bfloat16"]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class SpaceConfig(Frozen):
@@ -121,210 +130,6 @@ class NetworkConfig(Frozen):
         return self
 
 
-class RelaxationConfig(Frozen):
-    """How a posterior over architectures becomes mixture weights while training (BASE eq. 7-8)."""
-
-    kind: RelaxationKind = "gumbel"
-    """gumbel (the paper), softmax (no noise), straight_through (one sampled op per categorical), single_path (two
-    sampled (source, op) pairs per node, none never among them: the networks that derivation keeps)."""
-    hard_after_round: int | None = Field(None, ge=0)
-    """Switch to `hard_kind` from this round on. Hard sampling from the first step learns little."""
-    hard_kind: HardKind = "straight_through"
-    """What `hard_after_round` switches to."""
-    path_per: Literal["step", "task"] = "step"
-    """single_path draws a network for every step; or, in meta-training, one for every task, whose architecture then
-    does not learn: what the prior's weights are made for is to be fine-tuned in one network."""
-    tau_start: PositiveFloat = 5.0
-    """Temperature of version 0 ..."""
-    tau_end: PositiveFloat = 0.5
-    """... and of the last version; exponential in between (reconstruction: the paper's schedule is lost)."""
-
-    def at(self, version: int, num_rounds: int) -> tuple[RelaxationKind, float]:
-        """Relaxation and temperature while adapting from prior `version` of a study of `num_rounds` rounds."""
-        progress = min(version / max(num_rounds - 1, 1), 1.0)
-        tau = self.tau_start * (self.tau_end / self.tau_start) ** progress
-        hard = self.hard_after_round is not None and version >= self.hard_after_round
-        return (self.hard_kind if hard else self.kind), tau
-
-
-class SgdConfig(Frozen):
-    """SGD on the weights."""
-
-    lr: PositiveFloat = 0.025
-    lr_end: NonNegativeFloat | None = None
-    """With it, the rate falls along a cosine from `lr` to `lr_end` within the task."""
-    momentum: Fraction = 0.9
-    weight_decay: NonNegativeFloat = 3e-4
-
-
-class AdamConfig(Frozen):
-    """Adam on the architecture logits. No weight decay: the KL divergence to the prior takes its place."""
-
-    lr: NonNegativeFloat = 0.01
-    """0 freezes the architecture."""
-    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
-
-
-class AugmentConfig(Frozen):
-    """Random changes to training images, made on the device."""
-
-    crop_padding: int = Field(0, ge=0)
-    """Pixels of padding before a random crop back to the image size; 0 is off."""
-    flip: bool = False
-    """Mirror half of the images left to right."""
-
-
-class CostPenalty(Frozen):
-    """A differentiable penalty on what the network that a posterior stands for is expected to cost (reconstruction).
-
-    The loss gets `weight` times max(E[cost] / `target` - 1, 0), in nats; E is over genotypes drawn by rule `sample` of
-    `common.space.genotype.derive`, see `common.meta.expected_cost`. The idea of an expected cost in the loss is that of
-    FBNet (Wu et al. 2019) and ProxylessNAS (Cai et al. 2019).
-    """
-
-    measure: Literal["params", "macs", "latency"]
-    """Parameters, multiply-accumulates of one image, or milliseconds by a latency table."""
-    target: PositiveFloat
-    """In the measure's unit. What is expected to cost no more is not penalised."""
-    weight: NonNegativeFloat
-    """Nats that an expected cost of twice the target adds to the loss."""
-    network: FullNetworkConfig | None = None
-    """The full network whose parameters or multiply-accumulates count; where not given, the network of the search's own
-    layout, as in `common.cost`. A latency table has its own."""
-    table: LatencyTable | None = None
-    """What `metasearch profile` measured, for latency; a file or `--set` may name the table's file instead."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if (self.measure == "latency") != (self.table is not None):
-            raise ValueError("the measure latency needs a table, and the others take none; see metasearch profile")
-        if self.table is not None and self.network is not None:
-            raise ValueError("network: leave it out; the latency table says which network it is of")
-        return self
-
-
-class InnerConfig(Frozen):
-    """The inner loop: how one task is adapted to (BASE alg. 1 and eq. 10)."""
-
-    steps: int = Field(300, ge=1)
-    batch_size: int = Field(64, ge=2)
-    theta: SgdConfig = SgdConfig()
-    alpha: AdamConfig = AdamConfig()
-    clip_norm: PositiveFloat | None = 5.0
-    """Largest norm of the gradient of weights and classifier together."""
-    relaxation: RelaxationKind | Literal["prior"] = "prior"
-    """The prior's relaxation of the moment, or another one. The temperature is always the prior's."""
-    level: Literal["single", "bilevel"] = "single"
-    """single: one backward gives both gradients. bilevel: weights learn on one half of the training images, the
-    architecture on the other (DARTS, first order)."""
-    weights: Literal["map", "gaussian"] = "map"
-    """Posterior over weights: a point, or a diagonal Gaussian."""
-    gaussian_scale: Literal["tensor", "element"] = "tensor"
-    """One standard deviation per tensor, or per element (doubles what travels)."""
-    log_sigma: float = -5.0
-    """Logarithm of the prior's first standard deviation of the weights (gaussian)."""
-    log_sigma_lr: NonNegativeFloat = 0.01
-    beta_theta: NonNegativeFloat | None = None
-    """Factor of the KL divergence of the weights; 1 / (number of training images) where not given."""
-    beta_alpha: NonNegativeFloat | None = None
-    """Factor of the KL divergence of the architecture; 1 / (number of training images) where not given."""
-    prior_precision: NonNegativeFloat = 0.0
-    """1 / sigma^2 of the weights' prior under map; 0 is plain Reptile."""
-    op_penalty: Mapping[str, NonNegativeFloat] = {}
-    """Per op: added to the loss times the op's mean probability. A guard against collapse."""
-    cost: CostPenalty | None = None
-    """Presses the architecture towards what a device can afford; none where not given."""
-    augment: AugmentConfig = AugmentConfig()
-
-    @field_validator("op_penalty")
-    @classmethod
-    def _known(cls, penalties: Mapping[str, float]) -> Mapping[str, float]:
-        for name in penalties:
-            if name not in PRIMITIVES:
-                raise ValueError(f"unknown op {name!r}; use ops out of {', '.join(PRIMITIVES)}")
-        return penalties
-
-
-class TrialsConfig(Frozen):
-    """An architecture learnt from trials: per task some genotypes are drawn from the prior, each is trained by itself
-    for a few steps, and held-out accuracy moves the logits (score-function gradient; reconstruction)."""
-
-    num_genotypes: int = Field(8, ge=2)
-    """Per task."""
-    steps: int = Field(40, ge=1)
-    batch_size: int = Field(32, ge=2)
-    lr: PositiveFloat = 0.1
-    """At first; along a cosine to zero."""
-    weights: Literal["fresh", "prior"] = "fresh"
-    """Where training starts: weights drawn anew for each task, or the prior's."""
-    rate: PositiveFloat = 10.0
-    """Nats that a pair's logit gains for each unit of accuracy that its genotypes have above the task's mean."""
-    shared_by_op: Fraction = 0.5
-    """Share of a gain that all pairs with the same op in the same kind of cell have in common."""
-
-
-class OuterConfig(Frozen):
-    """The outer step: how local parameters move the prior (Reptile)."""
-
-    theta_rate: Fraction = 1.0
-    """Share of the mean difference that the weights move by in the first round ..."""
-    theta_rate_end: Fraction | None = None
-    """... and in the last; linear in between."""
-    theta_average: Literal["tasks", "users", "uses"] = "tasks"
-    """What the summed difference of an op's weights is divided by. tasks: all of them. users: the tasks that computed
-    the op in at least one step. uses: the sum over tasks of the share of steps that computed it, as if every step had.
-    Under the last two, an op that no task computed stays as it is; only hard relaxations leave any out."""
-    alpha_rate: Fraction = 0.6
-    alpha_average: Literal["probability", "logits"] = "probability"
-    """probability: the arithmetic mean of the posteriors (the M-step of the ELBO); logits: the geometric one."""
-    rule: Literal["mean", "clipped_mean", "median", "trimmed_mean"] = "mean"
-    clip_norm: PositiveFloat = 10.0
-    """clipped_mean: longest difference that counts in full."""
-    trim_fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """trimmed_mean: share of values dropped at each end, per coordinate."""
-    weighting: Literal["uniform", "examples"] = "uniform"
-    examples_power: NonNegativeFloat = 1.0
-    """examples: a task weighs (number of training images) to this power."""
-    alpha_trials: TrialsConfig | None = None
-    """Learn the architecture from trials; from gradients where not given. Needs alpha_average 'logits' and
-    space.normalisation 'node', since scores add up and sources compete."""
-    alpha_warmup_rounds: int = Field(0, ge=0)
-    """Rounds in which the weights learn alone. A guard against collapse."""
-    max_parameter_free_edges: int | None = Field(None, ge=0)
-    """Stop learning the architecture once a pool, skip or none dominates more edges of a kind of cell than this."""
-    min_accepted_fraction: Fraction = 0.5
-    """A round whose accepted updates are fewer than this share of its tasks fails."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.weighting != "uniform" and self.rule in ("median", "trimmed_mean"):
-            raise ValueError(f"rule {self.rule!r} has no weights; set outer.weighting to 'uniform'")
-        if self.theta_average != "tasks" and self.rule in ("median", "trimmed_mean"):
-            raise ValueError(
-                f"rule {self.rule!r} is no sum to divide by {self.theta_average}; "
-                "set outer.theta_average to 'tasks', or outer.rule to 'mean'"
-            )
-        if self.alpha_trials is not None and self.alpha_average != "logits":
-            raise ValueError(
-                f"alpha_trials moves logits, alpha_average is {self.alpha_average!r}; "
-                "set outer.alpha_average to 'logits'"
-            )
-        return self
-
-
-class DatasetRef(Frozen):
-    """Which images."""
-
-    source: str = Field("glyphs", min_length=1)
-    """A source by name (`metasearch data list`), or the path of an image folder, zip, tar or npz file."""
-    root: str | None = None
-    """Folder that holds or receives the source's files; a node-local cache where not given."""
-    unseen_fraction: Fraction = 0.25
-    """Share of the classes (of the groups of classes, where the source has groups) kept out of meta-training."""
-    split_seed: int = 0
-    """Chooses which ones."""
-
-
 class TaskFamily(Frozen):
     """Learning tasks of one kind, drawn from one source at one image size."""
 
@@ -371,6 +176,9 @@ class StudyConfig(Frozen):
     inner: InnerConfig = InnerConfig()
     adapt: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
+    few_shot: FewShotConfig | None = None
+    """With it, tasks are few-shot episodes, and their meta-gradients move the prior. `inner` and `adapt` then say
+    nothing, and of `outer` all but its rates: how updates are averaged, and what guards the architecture."""
     families: tuple[TaskFamily, ...] = Field((TaskFamily(),), min_length=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -384,8 +192,9 @@ class StudyConfig(Frozen):
         for kind in self.space.cell_kinds:
             if kind not in self.network.cells:
                 raise ValueError(f"space.cell_kinds has {kind!r}, which no cell of network.cells is; remove it")
+        has_head = self.few_shot is None or self.few_shot.network != "four_convolutions"
         for family in self.families:
-            if family.image_size not in self.network.heads:
+            if has_head and family.image_size not in self.network.heads:
                 sizes = ", ".join(str(size) for size in self.network.heads)
                 raise ValueError(
                     f"families has image_size {family.image_size}, network.heads has {sizes}; "
@@ -408,7 +217,63 @@ class StudyConfig(Frozen):
                 f"outer.theta_average {self.outer.theta_average!r} knows no standard deviations; "
                 "set inner.weights and adapt.weights to 'map'"
             )
+        if self.few_shot is not None:
+            problem = self._few_shot_misfit(self.few_shot)
+            if problem is not None:
+                raise ValueError(problem)
         return self
+
+    def _few_shot_misfit(self, few_shot: FewShotConfig) -> str | None:
+        for name, values in (
+            ("num_ways", {family.num_ways for family in self.families}),
+            ("image_size", {family.image_size for family in self.families}),
+        ):
+            if len(values) > 1:
+                found = ", ".join(str(value) for value in sorted(values))
+                return f"families have {name} {found}; a few-shot study learns one classifier and one head: give one"
+        if self.inner.weights != "map":
+            return (
+                f"inner.weights is {self.inner.weights!r}, few_shot learns points; set inner.weights and adapt.weights "
+                "to 'map'"
+            )
+        for name, inner in (("inner", self.inner), ("adapt", self.adapt)):
+            if inner.cost is not None:
+                return f"{name}.cost is given, few_shot knows no cost penalty; leave it out"
+        if self.outer.alpha_trials is not None:
+            return "outer.alpha_trials is given, few_shot learns the architecture by gradients; leave it out"
+        if self.outer.theta_average != "tasks":
+            return (
+                f"outer.theta_average is {self.outer.theta_average!r}, few_shot averages gradients over all tasks; set "
+                "it to 'tasks'"
+            )
+        if few_shot.learns_architecture:
+            return self._few_shot_relaxation_misfit(few_shot)
+        for name in ("alpha_warmup_rounds", "max_parameter_free_edges"):
+            if getattr(self.outer, name) != OuterConfig.model_fields[name].default:
+                return (
+                    f"outer.{name} is {getattr(self.outer, name)}, few_shot.network {few_shot.network!r} learns no "
+                    "architecture that it could guard; leave it out"
+                )
+        if few_shot.genotype is not None:
+            for kind in self.network.cells:
+                if kind not in few_shot.genotype.cells:
+                    known = ", ".join(few_shot.genotype.cells)
+                    return f"network.cells names {kind!r}, few_shot.genotype has {known}; give it that kind of cell"
+        return None
+
+    def _few_shot_relaxation_misfit(self, few_shot: FewShotConfig) -> str | None:
+        relaxation = self.relaxation
+        kinds = [relaxation.kind] + ([] if relaxation.hard_after_round is None else [relaxation.hard_kind])
+        hard = [kind for kind in kinds if kind in get_args(HardKind)]
+        if hard and few_shot.method in ("exact", "finite_difference"):
+            return (
+                f"relaxation has {hard[0]!r}, whose draws jump, so few_shot.method {few_shot.method!r} has no "
+                "derivative to take; set few_shot.method to 'first_order' or 'reptile', or relaxation.kind to 'gumbel' "
+                "or 'softmax'"
+            )
+        if "single_path" in hard and relaxation.path_per == "task":
+            return "relaxation.path_per is 'task', few_shot draws for every step; set it to 'step'"
+        return None
 
     def _cost_misfit(self, cost: CostPenalty) -> str | None:
         space = self.space

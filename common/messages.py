@@ -19,11 +19,12 @@ from common.config import (
 )
 from common.derivation import Limits
 from common.evaluate_config import EvaluateConfig
+from common.few_shot_config import FewShotConfig
 from common.meta.aggregate import FixedPointSum
 from common.meta.prior import Vector
 from common.space.genotype import DerivationRule, Genotype
 from common.sweep_plan import SweepPlan
-from common.tasks import DatasetFile, LearningTask, TaskChoice
+from common.tasks import DatasetFile, FewShotTask, LearningTask, TaskChoice
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class AdaptRequest:
         genotype: with it, only its ops are computed, each with weight 1: the derived network learns, by itself, and the
             architecture neither learns nor is relaxed.
         trials: with it, the update's architecture comes from trials; see `workers.trials`.
+        few_shot: with it, the task is a few-shot episode, learnt by these rules in place of `inner`; its update is a
+            `MetaGradient`, and its evaluations are of the query images.
         start: local weights to start from instead of the prior's and a classifier of zeros, as in
             `AdaptResult.weights`; of these `body`, the head and the classifier count.
     """
@@ -61,6 +64,7 @@ class AdaptRequest:
     genotype: Genotype | None = None
     trials: TrialsConfig | None = None
     start: Mapping[str, Vector] | None = None
+    few_shot: FewShotConfig | None = None
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -92,8 +96,30 @@ class LocalUpdate:
 
 
 @dataclass(frozen=True)
+class MetaGradient:
+    """What a few-shot task teaches the prior: the gradient of its query loss, in nats, with respect to the prior.
+
+    Attributes:
+        task_id: the task.
+        version: version of the prior that the task started from.
+        num_examples: support images.
+        gradients: by vector of the prior: every vector of weights that the network has, the classifier's, and `alpha`
+            where the network is a supernet.
+    """
+
+    task_id: str
+    version: int
+    num_examples: int
+    gradients: Mapping[str, Vector]
+
+
+Update = LocalUpdate | MetaGradient
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Held-out performance after `step` steps, by batch statistics of the whole test set (transductive)."""
+    """Held-out performance after `step` steps, by batch statistics of the whole test set (transductive) unless a
+    few-shot task's configuration says otherwise."""
 
     step: int
     accuracy: float
@@ -118,7 +144,7 @@ class AdaptResult:
     """
 
     task_id: str
-    update: LocalUpdate | None
+    update: Update | None
     probabilities: Mapping[str, NDArray[np.float64]]
     train_losses: tuple[float, ...]
     evaluations: tuple[Evaluation, ...]
@@ -173,11 +199,22 @@ class Rejection:
 
 @dataclass(frozen=True)
 class TaskStatistics:
-    """What a round's metrics need of a task: losses of its first and last step in nats, training images per second."""
+    """What a round's metrics need of a task.
+
+    Attributes:
+        train_loss_first: objective of its first step, nats; of a few-shot task the support images' cross-entropy, under
+            the prior's own parameters.
+        train_loss_last: of its last step.
+        images_per_s: training images per second.
+        query_loss: of a few-shot task, the query images' cross-entropy after the last step, nats.
+        query_accuracy: likewise their accuracy, 0 to 1.
+    """
 
     train_loss_first: float
     train_loss_last: float
     images_per_s: float
+    query_loss: float | None = None
+    query_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +246,14 @@ def span_of(task_ids: Sequence[str]) -> str:
 
 def statistics_of(result: AdaptResult) -> TaskStatistics:
     """What a round's metrics need of a result."""
-    return TaskStatistics(result.train_losses[0], result.train_losses[-1], result.images_per_s)
+    query = result.evaluations[-1] if isinstance(result.update, MetaGradient) and result.evaluations else None
+    return TaskStatistics(
+        train_loss_first=result.train_losses[0],
+        train_loss_last=result.train_losses[-1],
+        images_per_s=result.images_per_s,
+        query_loss=None if query is None else query.loss,
+        query_accuracy=None if query is None else query.accuracy,
+    )
 
 
 @dataclass(frozen=True)
@@ -244,6 +288,31 @@ class JobRequest:
     result_url: str
     returns_update: bool
     fine_tune_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class FewShotRequest:
+    """A handful of images that a user brings, and all that a worker needs to learn and to label by them.
+
+    Attributes:
+        job_id: names the job.
+        attempt: how often it has been started, this time included.
+        task: classes, labels and names.
+        file: the task's pixels, see `workers.data.handful`.
+        config: of the study, which is a few-shot study; `config.few_shot` has the job's steps and statistics.
+        version: of the prior.
+        seed: of the noise, where architectures are sampled.
+        result_url: folder for the results, a local path or any fsspec URL; no other attempt at work may share it.
+    """
+
+    job_id: str
+    attempt: int
+    task: FewShotTask
+    file: DatasetFile
+    config: StudyConfig
+    version: int
+    seed: int
+    result_url: str
 
 
 @dataclass(frozen=True)
@@ -321,7 +390,7 @@ class JobResult:
     """
 
     job_id: str
-    update: LocalUpdate | None
+    update: Update | None
     summary: Mapping[str, Any]
     artifacts: tuple[ArtifactInfo, ...]
 

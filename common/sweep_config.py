@@ -30,6 +30,8 @@ _FIXED_UNDER_PBT = (
     "inner.gaussian_scale",
     "adapt.weights",
     "adapt.gaussian_scale",
+    "few_shot.network",
+    "few_shot.genotype",
 )
 
 

@@ -55,6 +55,21 @@ class TaskChoice(Frozen):
         return classes
 
 
+class FewShotTask(Frozen):
+    """A handful of labelled images, and images that are to be labelled; their pixels are in a file."""
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    """Names of the classes; a label is an index into them."""
+    labels: tuple[int, ...] = Field(min_length=1)
+    """Of the support images."""
+    support_names: tuple[str, ...]
+    """Of the support images, for people."""
+    query_names: tuple[str, ...] = ()
+    """Of the images that are to be labelled, unique."""
+    image_size: int = Field(ge=4)
+    """Height and width in pixels."""
+
+
 class DatasetFile(Frozen):
     """A file of images that a worker must fetch before it can load it."""
 

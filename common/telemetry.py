@@ -7,6 +7,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+# What rounds of few-shot studies measure beside all else. Query images count after the last inner step, with the
+# noise-free architecture; their batch statistics are those of `few_shot.evaluation`.
+FEW_SHOT_METRICS: Mapping[str, str] = MappingProxyType(
+    {
+        "query_loss": "Cross-entropy of the query images, nats, mean over few-shot tasks",
+        "query_accuracy": "Accuracy on the query images, 0 to 1, mean over few-shot tasks",
+    }
+)
 # Every metric of a round. Names end in their unit where they have one; `/` separates a label.
 ROUND_METRICS: Mapping[str, str] = MappingProxyType(
     {
@@ -22,6 +30,7 @@ ROUND_METRICS: Mapping[str, str] = MappingProxyType(
         "alpha_entropy": "Mean entropy of the architecture's categoricals, nats, by kind of cell",
         "parameter_free_ops": "Pooling and skip ops of the derived cell, by kind of cell",
         "strongest_op_edges": "Edges on which an op is the most probable one, by kind of cell and op",
+        **FEW_SHOT_METRICS,
     }
 )
 
@@ -41,6 +50,11 @@ class MetricSink(Protocol):
 def metric_name(name: str) -> str:
     """The catalogue's name of a metric with labels: the part before the first `/`."""
     return name.partition("/")[0]
+
+
+def query_summary(values: Mapping[str, float]) -> str:
+    """A few-shot round's query images in words."""
+    return f"loss {values['query_loss']:.3f} accuracy {values['query_accuracy']:.3f}"
 
 
 def logger_for(component: str, log_file: Path | None = None) -> logging.Logger:

@@ -1,6 +1,12 @@
-"""The base of every value that comes from outside, and how a mistake in one is explained."""
+"""The base of every value that comes from outside, ranges of numbers, and how a mistake in a value is explained."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Frozen(BaseModel):

@@ -19,7 +19,8 @@ from common.tasks import LearningTask
 from coordinator.experiment import accuracies
 from coordinator.report import Panel, draw_cells, draw_curves
 from workers.inherit import ReadyNetwork, describe_network
-from workers.job import RESULT, describe
+from workers.job import describe
+from workers.results import RESULT
 
 NO_LIMITS = Limits()
 

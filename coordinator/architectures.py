@@ -62,9 +62,18 @@ def most_probable(probabilities: Probabilities, space: SpaceConfig, top: int) ->
 
 
 def prior_probabilities(prior: Any, config: Any) -> Probabilities:
-    """The probabilities of ops under a prior, (num_edges, num_ops) by kind of cell."""
+    """The probabilities of ops under a prior, (num_edges, num_ops) by kind of cell.
+
+    Raises:
+        InvalidInputError: the study learns no architecture.
+    """
     from common.meta.posterior import probabilities
 
+    if not prior.has_architecture:
+        raise InvalidInputError(
+            f"the study learns no architecture, its few_shot.network is {config.few_shot.network!r}; take one whose "
+            "network is 'supernet'"
+        )
     space = config.space
     matrices = probabilities(prior.alpha(config), space.topology, space.normalisation).numpy()
     return dict(zip(space.cell_kinds, matrices, strict=True))

@@ -19,11 +19,14 @@ from common.errors import (
     MetaSearchError,
     UnavailableError,
 )
+from common.few_shot_config import refuse_few_shot
 from common.loading import load, preset_names, with_adapt_overrides
 from common.space.genotype import DerivationRule
 from coordinator import (
     client_cli,
     evaluate_cli,
+    label_cli,
+    meta_test_cli,
     network_cli,
     paper_cli,
     pareto_cli,
@@ -32,6 +35,7 @@ from coordinator import (
     serving_cli,
     sweep_cli,
 )
+from coordinator.genotypes import genotype_fields
 from coordinator.limit_options import (
     LatencyTableOption,
     MaxLatencyOption,
@@ -58,11 +62,13 @@ data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them,
 app.add_typer(data_app, name="data")
 serving_cli.register(app)
 client_cli.register(app)
+label_cli.register(app)
 network_cli.register(app)
 evaluate_cli.register(app)
 sweep_cli.register(app)
 profile_cli.register(app)
 pareto_cli.register(app)
+meta_test_cli.register(app)
 report_cli.register(app)
 paper_cli.register(app)
 
@@ -119,6 +125,10 @@ def train(
     from_version: Annotated[
         int | None, typer.Option(help="With --resume: go on from this version; later ones are discarded.")
     ] = None,
+    genotype: Annotated[
+        str | None,
+        typer.Option(help="Few-shot: learn the weights of this one network; a run, JSON file or released name."),
+    ] = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -129,10 +139,13 @@ def train(
     and TensorBoard events.
 
     Examples: `metasearch train demo --run runs/a`, `metasearch train demo --run runs/b --set rounds=100`,
-    `metasearch train --run runs/a --resume`.
+    `metasearch train --run runs/a --resume`, `metasearch train few_shot --genotype runs/search --run runs/full`.
     """
+    fields = {} if genotype is None else genotype_fields(genotype)
     if resume:
-        config = None if preset is None else load(preset, overrides or [])
+        if preset is None and genotype is not None:
+            raise InvalidInputError("--genotype with --resume needs the preset or file that the run was started with")
+        config = None if preset is None else load(preset, overrides or [], fields=fields)
         if preset is None and overrides:
             raise InvalidInputError("--set with --resume needs the preset or file that the run was started with")
     elif preset is None:
@@ -140,7 +153,7 @@ def train(
     elif from_version is not None:
         raise InvalidInputError("--from-version goes with --resume")
     else:
-        config = load(preset, overrides or [])
+        config = load(preset, overrides or [], fields=fields)
 
     from common.artifacts import PriorStore
     from coordinator import study
@@ -237,6 +250,7 @@ def adapt(
     check_limits(derivation, limits)
     store = PriorStore(run)
     config = with_adapt_overrides(store.load_config(), overrides or [])
+    refuse_few_shot(config.few_shot, "metasearch adapt")
     prior = store.load(version)
     choice = choice_of(config, data, root, classes, image_size, train_per_class, test_per_class, seed)
     task = task_of(choice, config, TASK_ID)
@@ -329,6 +343,7 @@ def bench(
 
     chosen = device_named(device)
     config = load(preset, overrides or [])
+    refuse_few_shot(config.few_shot, "metasearch bench")
     with _messages.status("Timing ..."):
         workload, found = time_steps(config, data, chosen, steps)
     if as_json:
@@ -355,6 +370,7 @@ def data_list(as_json: JsonOption = False) -> None:
             "classes": source.num_classes,
             "pixels": source.native_size,
             "downloads": source.downloads,
+            "needs_root": source.needs_root,
         }
         for source in SOURCES.values()
     ]
@@ -363,7 +379,7 @@ def data_list(as_json: JsonOption = False) -> None:
         return
     table = Table("name", "what", "classes", "pixels", "from", show_edge=False)
     for row in rows:
-        origin = "download, or --root" if row["downloads"] else "--root" if row["name"] == "imagenet" else "built in"
+        origin = "download, or --root" if row["downloads"] else "--root" if row["needs_root"] else "built in"
         table.add_row(*(str(row[key] or "-") for key in ("name", "description", "classes", "pixels")), origin)
     Console().print(table)
 

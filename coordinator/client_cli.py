@@ -23,6 +23,7 @@ from coordinator.api.stubs import search_pb2 as pb
 from coordinator.genotypes import genotype_of
 from coordinator.limit_options import LatencyTableOption, MaxLatencyOption, MaxMacsOption, MaxParamsOption, limits_of
 from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
+from coordinator.predictions import few_shot_summary
 from coordinator.service_access import ServerOption, TokenOption, folder_of
 from coordinator.sweep_client_cli import submit_sweep, sweep_tree, trial_table
 
@@ -88,7 +89,7 @@ def study_show(
 ) -> None:
     """Prints a study and its configuration, as JSON."""
     with connected(server, token) as client:
-        print(json.dumps(_plain(client.get_study(_study(study))), indent=2))
+        print(json.dumps(_plain(client.get_study(study_name(study))), indent=2))
 
 
 @study_app.command("train")
@@ -102,7 +103,7 @@ def study_train(
 ) -> None:
     """Submits a job that runs the study's rounds."""
     with connected(server, token) as client:
-        job = client.meta_train(_study(study), until_version)
+        job = client.meta_train(study_name(study), until_version)
         _after_submit(client, job, wait, as_json)
 
 
@@ -133,8 +134,8 @@ def study_sweep(
     given = {"of": architectures, "top": top, "data": data, "recipe": recipe}
     tree, config = sweep_tree(file, given, overrides or [])
     with connected(server, token) as client:
-        job = submit_sweep(client, _study(study), tree, config, validate_only=dry_run)
-        _after_create(client, job, dry_run, wait, as_json)
+        job = submit_sweep(client, study_name(study), tree, config, validate_only=dry_run)
+        after_create(client, job, dry_run, wait, as_json)
 
 
 def submit(
@@ -224,11 +225,11 @@ def submit(
     genotype = None if evaluated is None else genotype_of(evaluated)
     with connected(server, token) as client:
         if genotype is not None:
-            job = client.evaluate(_study(study), data, genotype.to_json(), recipe or "", overrides or [], **options)
-            _after_create(client, job, dry_run, wait, as_json)
+            job = client.evaluate(study_name(study), data, genotype.to_json(), recipe or "", overrides or [], **options)
+            after_create(client, job, dry_run, wait, as_json)
             return
         job = client.submit(
-            _study(study),
+            study_name(study),
             data,
             **options,
             classes=None if drawn is not None else names,
@@ -247,7 +248,7 @@ def submit(
             contribute=contribute,
             seed=seed,
         )
-        _after_create(client, job, dry_run, wait, as_json)
+        after_create(client, job, dry_run, wait, as_json)
 
 
 def jobs(
@@ -266,7 +267,7 @@ def jobs(
             raise InvalidInputError(f"--state must be one of {known}, got {name!r}")
         states.append(pb.JobState.Value(f"JOB_STATE_{name.upper()}"))
     with connected(server, token) as client:
-        found = [job for job, _ in zip(client.list_jobs(_study(study), states), range(limit), strict=False)]
+        found = [job for job, _ in zip(client.list_jobs(study_name(study), states), range(limit), strict=False)]
     if as_json:
         print(json.dumps([_plain(job) for job in found]))
         return
@@ -367,7 +368,7 @@ def prior_list(
 ) -> None:
     """Lists the versions of a study's prior that are kept, the latest first."""
     with connected(server, token) as client:
-        priors = list(client.list_priors(_study(study)))
+        priors = list(client.list_priors(study_name(study)))
     if as_json:
         print(json.dumps([_plain(prior) for prior in priors]))
         return
@@ -412,7 +413,8 @@ def _check_kind(evaluated: str | None, adapting: Mapping[str, Any], evaluating: 
         raise InvalidInputError(f"{name}: {remedy}")
 
 
-def _after_create(client: SearchClient, job: pb.Job, dry_run: bool, wait: bool, as_json: bool) -> None:
+def after_create(client: SearchClient, job: pb.Job, dry_run: bool, wait: bool, as_json: bool) -> None:
+    """Says what became of a request: checked, queued, or with `wait` how the job goes and ends."""
     if dry_run:
         _show(job, as_json, "The job is fine; nothing was created.")
     else:
@@ -494,6 +496,9 @@ def _summarise(job: pb.Job) -> None:
         )
     if job.HasField("sweep_result"):
         _messages.print(trial_table(job.sweep_result))
+    if job.HasField("few_shot_result"):
+        for part in few_shot_summary(job.few_shot_result):
+            _messages.print(part, soft_wrap=True)
     if job.HasField("meta_train_result"):
         found_prior = job.meta_train_result
         _messages.print(
@@ -525,7 +530,8 @@ def _plain(message: Any) -> Any:
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
-def _study(name: str) -> str:
+def study_name(name: str) -> str:
+    """The resource name of a study that an argument names."""
     return name if name.startswith("studies/") else f"studies/{name}"
 
 

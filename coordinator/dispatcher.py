@@ -6,7 +6,7 @@ them back into the queue, and computes again what was not committed, to the same
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -24,16 +24,37 @@ from common.errors import (
 from common.meta.prior import Prior
 from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
-from coordinator.jobs import AdaptSpec, EvaluateSpec, Failure, FailureReason, Job, JobState, SweepSpec
+from coordinator.few_shot_run import FewShotRun
+from coordinator.jobs import (
+    AdaptSpec,
+    EvaluateSpec,
+    Failure,
+    FailureReason,
+    FewShotSpec,
+    Job,
+    JobSpec,
+    JobState,
+    MetaTrainSpec,
+    SweepSpec,
+)
 from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
-from coordinator.store.jobs import JobStore, SupersededError
+from coordinator.store.jobs import MAX_PAGE, JobStore, SupersededError
 from coordinator.sweep_run import SweepRun
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
+_QUICK_LOOK = 32
+
+_KINDS: Mapping[type[JobSpec], type[Run]] = {
+    AdaptSpec: AdaptRun,
+    MetaTrainSpec: TrainRun,
+    EvaluateSpec: EvaluateRun,
+    SweepSpec: SweepRun,
+    FewShotSpec: FewShotRun,
+}
 
 _REASONS: tuple[tuple[type[MetaSearchError], FailureReason], ...] = (
     (InvalidInputError, FailureReason.INVALID_INPUT),
@@ -55,7 +76,12 @@ class Pool(Protocol):
 
     @property
     def num_pending(self) -> int:
-        """Calls without an outcome yet."""
+        """Calls without an outcome yet, but for quick ones."""
+        ...
+
+    @property
+    def num_quick(self) -> int:
+        """Quick calls without an outcome yet."""
         ...
 
     def submit(self, key: str, request: Call, prior: Prior | None) -> None:
@@ -219,9 +245,15 @@ class Dispatcher:
         if not (self._look_at_queue or self._every("queue", _LOOK_EVERY_S)):
             return
         refused: set[str] = set()
-        while self.pool.num_pending < room and len(self._runs) < room:
+        while True:
+            num_quick = sum(isinstance(run.job.spec, FewShotSpec) for run in self._runs.values())
+            takes_quick = max(num_quick, self.pool.num_quick) < room
+            takes_long = max(len(self._runs) - num_quick, self.pool.num_pending) < room
+            if not (takes_quick or takes_long):
+                return
             self._look_at_queue = False
-            queues = self.store.queues()
+            # Quick jobs are in front; where the others have to wait anyway, nobody looks further.
+            queues = self.store.queues(MAX_PAGE if takes_long else _QUICK_LOOK)
             running: dict[str, int] = {}
             for job in self.running:
                 running[job.tenant] = running.get(job.tenant, 0) + 1
@@ -233,6 +265,8 @@ class Dispatcher:
                 frozenset((job.tenant, job.study) for job in self.running if job.spec.moves_prior),
                 self.pool.gpus_per_worker > 0,
                 self.now_s(),
+                takes_quick,
+                takes_long,
             )
             if entry is None:
                 return
@@ -262,7 +296,7 @@ class Dispatcher:
             self.logger.info("%s", error)
             return False
         self.logger.info("job %s starts, attempt %d", job.name, job.attempt)
-        run = _run_of(self, job)
+        run = _KINDS[type(job.spec)](self, job)
         self._runs[job.job_id] = run
 
         def begin(run: Run) -> None:
@@ -278,8 +312,8 @@ class Dispatcher:
         head = self.store.head(job.tenant, job.study)
         if not head.digest:
             self.priors.make_first(self.epoch, job.tenant, job.study)
-        if isinstance(job.spec, AdaptSpec) and job.spec.prior_version is not None and not job.spec.contribute:
-            return job.spec.prior_version
+        if isinstance(job.spec, AdaptSpec | FewShotSpec) and not job.spec.moves_prior:
+            return head.version if job.spec.prior_version is None else job.spec.prior_version
         return head.version
 
     def _give_up_late(self) -> None:
@@ -423,14 +457,6 @@ class Dispatcher:
                     self._changed.add(topic)
                 else:
                     self._look_at_queue = True
-
-
-def _run_of(dispatcher: Dispatcher, job: Job) -> Run:
-    if isinstance(job.spec, AdaptSpec):
-        return AdaptRun(dispatcher, job)
-    if isinstance(job.spec, EvaluateSpec):
-        return EvaluateRun(dispatcher, job)
-    return SweepRun(dispatcher, job) if isinstance(job.spec, SweepSpec) else TrainRun(dispatcher, job)
 
 
 def _reason(error: MetaSearchError) -> FailureReason:

@@ -15,6 +15,7 @@ from common.config import ClusterConfig, StudyConfig
 from common.errors import UnavailableError
 from common.messages import AdaptRequest, AdaptResult, EvaluateRequest, EvaluateResult
 from common.meta.prior import Prior
+from common.telemetry import query_summary
 from coordinator import actor
 from coordinator.actor import TrainOutcome, start_coordinator
 from coordinator.cluster import Cluster, cause_of, connect, disconnect, worker_resources
@@ -54,8 +55,10 @@ class Session:
         """
 
         def describe(progress: actor.Progress) -> tuple[int, str]:
-            loss = progress.metrics.get("train_loss_last")
-            return progress.version, "" if loss is None else f"loss {loss:.3f}"
+            metrics = progress.metrics
+            if "query_accuracy" in metrics:
+                return progress.version, f"query {query_summary(metrics)}"
+            return progress.version, f"loss {metrics['train_loss_last']:.3f}" if metrics else ""
 
         reference = self._handle.train.remote(str(run.resolve()), config, prior)
         outcome: TrainOutcome = self._follow(reference, "Rounds", prior.version, config.rounds, describe)
@@ -80,6 +83,30 @@ class Session:
         if len(results) < len(requests):
             raise KeyboardInterrupt
         return results
+
+    def meta_test(self, test_folder: Path, prior: Prior, requests: Sequence[AdaptRequest], done: int) -> bool:
+        """Learns episodes that are added to the log in `test_folder`; see `Coordinator.meta_test`.
+
+        Args:
+            test_folder: exists.
+            prior: to start from.
+            requests: the episodes that are left.
+            done: how many had ended before.
+
+        Returns:
+            Whether all of them ended; not after Ctrl-C.
+
+        Raises:
+            MetaSearchError: what an episode raised.
+        """
+
+        def describe(progress: actor.Progress) -> tuple[int, str]:
+            accuracy = progress.metrics.get("accuracy")
+            return done + progress.tasks_done, "" if accuracy is None else f"accuracy {accuracy:.3f}"
+
+        reference = self._handle.meta_test.remote(str(test_folder.resolve()), prior, tuple(requests))
+        ended: int = self._follow(reference, "Episodes", done, done + len(requests), describe)
+        return ended == len(requests)
 
     def evaluate(self, requests: Sequence[EvaluateRequest], label: str) -> list[EvaluateResult]:
         """Trains and tests full networks side by side; see `Coordinator.evaluate`.

@@ -84,7 +84,7 @@ def evaluate(
     plan = _resumed(folder, given, overrides or []) if resume else _new(folder, given, overrides or [])
 
     from workers.device import device_named
-    from workers.evaluate import random_genotypes, store_plan
+    from workers.evaluate import PLAN, random_genotypes
     from workers.parallel import joined
 
     with joined(device_named(device)) as (group, chosen):
@@ -92,7 +92,7 @@ def evaluate(
         network = session.network_config()
         genotypes = random_genotypes(plan.genotype, network, plan.num_random, plan.config.seed)
         if group.rank == 0:
-            store_plan(folder, plan)  # last of all: a mistake leaves no run behind
+            PLAN.store(folder, plan)  # last of all: a mistake leaves no run behind
         results = session.run(genotypes)
         if group.rank:
             return
@@ -222,17 +222,17 @@ def _new(folder: ArtifactFolder, given: dict[str, Any], overrides: Sequence[str]
         data=DatasetRef(source=source, root=given["--root"]),
         num_random=given["--random"] or 0,
     )
-    if folder.exists(PLAN):
+    if folder.exists(PLAN.name):
         raise ConflictError(f"{folder.url} holds an evaluation; add --resume to go on with it, or choose another --run")
     return plan
 
 
 def _resumed(folder: ArtifactFolder, given: dict[str, Any], overrides: Sequence[str]) -> "EvaluationPlan":
-    from workers.evaluate import read_plan
+    from workers.evaluate import PLAN
 
     for name in (name for name, value in given.items() if value is not None):
         raise InvalidInputError(f"{folder.url} says what is evaluated; leave out {name} with --resume")
-    plan = read_plan(folder)
+    plan = PLAN.read(folder)
     tree = plan.config.model_dump(mode="json")
     apply_overrides(tree, overrides)
     config = validate_evaluate_config(tree)

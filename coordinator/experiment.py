@@ -23,7 +23,7 @@ class Arm:
     Attributes:
         name: for tables and legends.
         prior: where adaptation starts.
-        inner: how it goes on.
+        inner: how it goes on; in a few-shot study `few_shot` says that.
         learns_alpha: False freezes the architecture.
     """
 
@@ -42,6 +42,7 @@ def fresh_tasks(family: TaskFamily, split: Split, num_tasks: int, seed: int) -> 
 def adapt_request(task: LearningTask, arm: Arm, config: StudyConfig, eval_steps: Sequence[int]) -> AdaptRequest:
     """The request to adapt `arm` to `task`. All arms draw the same random numbers."""
     relaxation, _ = config.relaxation.at(arm.prior.version, config.rounds)
+    last = last_step(arm.inner, config)
     return AdaptRequest(
         task=task,
         space=config.space,
@@ -52,9 +53,15 @@ def adapt_request(task: LearningTask, arm: Arm, config: StudyConfig, eval_steps:
         relaxation=relaxation,
         tau=arm.prior.tau,
         learns_alpha=arm.learns_alpha,
-        eval_steps=tuple(step for step in eval_steps if step <= arm.inner.steps),
+        eval_steps=tuple(step for step in eval_steps if step <= last),
         returns_update=False,
+        few_shot=config.few_shot,
     )
+
+
+def last_step(inner: InnerConfig, config: StudyConfig) -> int:
+    """Steps of an adaptation: those of `inner`, but in a few-shot study those that it tests with."""
+    return inner.steps if config.few_shot is None else config.few_shot.test_steps
 
 
 def compare(

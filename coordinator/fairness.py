@@ -15,6 +15,8 @@ def pick(
     busy_studies: frozenset[tuple[str, str]],
     has_gpu: bool,
     now_s: float,
+    takes_quick: bool = True,
+    takes_long: bool = True,
 ) -> QueueEntry | None:
     """The job to start next, None if none can.
 
@@ -25,6 +27,8 @@ def pick(
         busy_studies: (tenant, study) whose prior is being moved by a job that runs.
         has_gpu: whether workers have a GPU.
         now_s: the time.
+        takes_quick: there is room for quick jobs.
+        takes_long: there is room for others.
 
     Returns:
         The first eligible job of the tenant with the fewest running jobs per share; ties go by name. A job that moves
@@ -33,7 +37,7 @@ def pick(
     """
     best: tuple[float, str, QueueEntry] | None = None
     for tenant, entries in queues.items():
-        entry = _first_eligible(entries, busy_studies, has_gpu, now_s)
+        entry = _first_eligible(entries, busy_studies, has_gpu, now_s, takes_quick, takes_long)
         if entry is not None:
             load = running.get(tenant, 0) / weights.get(tenant, 1.0)
             if best is None or (load, tenant) < best[:2]:
@@ -42,13 +46,19 @@ def pick(
 
 
 def _first_eligible(
-    entries: Sequence[QueueEntry], busy_studies: frozenset[tuple[str, str]], has_gpu: bool, now_s: float
+    entries: Sequence[QueueEntry],
+    busy_studies: frozenset[tuple[str, str]],
+    has_gpu: bool,
+    now_s: float,
+    takes_quick: bool,
+    takes_long: bool,
 ) -> QueueEntry | None:
     blocked = set(busy_studies)
     for entry in entries:
         study = (entry.tenant, entry.study)
         waits = now_s < entry.not_before_s <= now_s + MAX_BACK_OFF_S
-        can_start = not waits and (has_gpu or not entry.needs_gpu)
+        has_room = takes_quick if entry.is_quick else takes_long
+        can_start = has_room and not waits and (has_gpu or not entry.needs_gpu)
         if entry.moves_prior:
             can_start = can_start and study not in blocked
             blocked.add(study)

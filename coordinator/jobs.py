@@ -19,9 +19,10 @@ from common.config import DatasetRef, Frozen
 from common.derivation import Limits
 from common.errors import ConflictError
 from common.evaluate_config import EvaluateConfig
+from common.few_shot_config import BatchStatistics
 from common.space.genotype import DerivationRule, Genotype
 from common.sweep_plan import SweepPlan
-from common.tasks import DatasetFile, TaskChoice
+from common.tasks import DatasetFile, FewShotTask, TaskChoice
 
 
 class JobState(StrEnum):
@@ -142,7 +143,31 @@ class SweepSpec(Frozen):
         return False
 
 
-JobSpec = Annotated[AdaptSpec | MetaTrainSpec | EvaluateSpec | SweepSpec, Field(discriminator="kind")]
+class FewShotSpec(Frozen):
+    """Learn classes from a handful of images by a few-shot study's prior, and label others."""
+
+    kind: Literal["few_shot"] = "few_shot"
+    task: FewShotTask
+    file: DatasetFile | None = None
+    """The task's pixels, see `workers.data.handful`; every job that was queued has one."""
+    num_bytes: int = Field(0, ge=0)
+    """Of `file`."""
+    prior_version: int | None = Field(None, ge=0)
+    """The latest when the job starts, where not given."""
+    steps: int | None = Field(None, ge=0, le=1_000)
+    """Inner steps; the study's `few_shot.test_steps` where not given."""
+    statistics: BatchStatistics | None = None
+    """The study's `few_shot.evaluation` where not given."""
+    seed: int = Field(0, ge=0)
+    """Of the noise, where architectures are sampled."""
+
+    @property
+    def moves_prior(self) -> bool:
+        """See `AdaptSpec.moves_prior`."""
+        return False
+
+
+JobSpec = Annotated[AdaptSpec | MetaTrainSpec | EvaluateSpec | SweepSpec | FewShotSpec, Field(discriminator="kind")]
 
 
 class Failure(Frozen):

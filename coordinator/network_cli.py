@@ -206,6 +206,11 @@ def _network_files(job: pb.Job) -> list[str]:
     for folder in ("", f"{NETWORK_FOLDER}/"):
         if folder + NETWORK in names:
             return [folder + NETWORK, folder + WEIGHTS]
+    if job.HasField("few_shot_result"):
+        raise InvalidInputError(
+            f"{job.name} adapted a network that export does not write; those of studies with few_shot.network = "
+            "'genotype' it does. The adapted weights come with metasearch result JOB --out FOLDER"
+        )
     raise InvalidInputError(
         f"{job.name} left no network; give a job of metasearch submit --evaluate or --fine-tune-steps"
     )

@@ -1,6 +1,10 @@
-"""The outer step: local posteriors move the prior (Reptile; BASE: "updated by summarizing" them, a damped M-step)."""
+"""The outer step: what tasks have learnt moves the prior.
 
-from collections.abc import Iterable
+Local posteriors do as in Reptile (BASE: "updated by summarizing" them, a damped M-step); meta-gradients of few-shot
+tasks by Adam, or by plain steps (BASE eq. 11).
+"""
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -8,10 +12,20 @@ from numpy.typing import NDArray
 
 from common.config import StudyConfig
 from common.errors import AdaptationError
-from common.messages import LocalUpdate, PartialSum, Rejection
+from common.few_shot_config import FewShotConfig
+from common.messages import PartialSum, Rejection, Update
+from common.meta.adam import AdamState, adam_step
 from common.meta.params import BODY
 from common.meta.posterior import floored_log, log_probabilities
-from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior, Vector, alpha_tensor
+from common.meta.prior import (
+    ADAM_FIRST_PREFIX,
+    ADAM_SECOND_PREFIX,
+    ALPHA,
+    LOG_SIGMA_PREFIX,
+    Prior,
+    Vector,
+    alpha_tensor,
+)
 from common.meta.sums import SECOND_MOMENT_PREFIX, USE, UpdateSums, alpha_probabilities
 from common.space.genotype import Genotype, derive
 from common.space.primitives import PARAMETER_FREE
@@ -20,7 +34,7 @@ _MIN_VARIANCE = 1e-12
 _DECIDED_OVER_UNIFORM = 1.2
 
 
-def step(prior: Prior, updates: Iterable[LocalUpdate], config: StudyConfig) -> Prior:
+def step(prior: Prior, updates: Iterable[Update], config: StudyConfig) -> Prior:
     """The next prior from the updates of one round; bitwise the same for any order of the updates.
 
     Raises:
@@ -52,7 +66,7 @@ class OuterStep:
         """Updates that count so far."""
         return self._sums.num_accepted
 
-    def absorb(self, update: LocalUpdate) -> Rejection | None:
+    def absorb(self, update: Update) -> Rejection | None:
         """Takes one update, or says why not; a rejected update leaves no trace."""
         return self._sums.absorb(update)
 
@@ -69,32 +83,65 @@ class OuterStep:
         if not self.num_accepted:
             raise AdaptationError(f"no update to version {self._prior.version} was accepted")
         config, prior = self._config, self._prior
+        few_shot = config.few_shot
+        moved = self._averaged() if few_shot is None else self._descended(few_shot, prior.weight_names)
+        vectors = {**prior.vectors, **moved}
+        stopped = prior.alpha_stopped
+        if learns_alpha(prior, config) and (few_shot is None or few_shot.outer_alpha_lr > 0):
+            architecture = self._next_architecture()
+            limit = config.outer.max_parameter_free_edges
+            if limit is not None and most_parameter_free_edges(architecture[ALPHA], config) > limit:
+                stopped = True
+            else:
+                vectors |= architecture
+        _, tau = config.relaxation.at(prior.version + 1, config.rounds)
+        return Prior(prior.version + 1, tau, vectors, stopped)
+
+    def _averaged(self) -> dict[str, Vector]:
+        """The weights, moved towards the mean of the tasks' own (Reptile)."""
+        config, prior = self._config, self._prior
         rate = theta_rate(config, prior.version)
-        vectors = dict(prior.vectors)
+        moved = {}
         for name in self._sums.names:
             if name in (ALPHA, USE) or name.startswith(SECOND_MOMENT_PREFIX):
                 continue
             by_use = name == BODY and config.outer.theta_average != "tasks"
             average = self._sums.mean_by_use() if by_use else self._sums.mean(name)
-            vectors[name] = _as_vector(prior.vectors[name] + rate * average)
+            moved[name] = _as_vector(prior.vectors[name] + rate * average)
             if SECOND_MOMENT_PREFIX + name in self._sums.names:
                 scale = LOG_SIGMA_PREFIX + name
-                vectors[scale] = self._next_log_sigma(name, prior.vectors[scale], average, rate)
-        stopped = prior.alpha_stopped
-        if learns_alpha(prior, config):
-            alpha = self._next_alpha()
-            limit = config.outer.max_parameter_free_edges
-            if limit is not None and most_parameter_free_edges(alpha, config) > limit:
-                stopped = True
-            else:
-                vectors[ALPHA] = alpha
-        _, tau = config.relaxation.at(prior.version + 1, config.rounds)
-        return Prior(prior.version + 1, tau, vectors, stopped)
+                moved[scale] = self._next_log_sigma(name, prior.vectors[scale], average, rate)
+        return moved
 
-    def _next_alpha(self) -> Vector:
-        outer, space = self._config.outer, self._config.space
+    def _descended(self, few_shot: FewShotConfig, names: Sequence[str]) -> dict[str, Vector]:
+        """Vectors after a step down the mean meta-gradient, and Adam's moments of them. Float64 within the step."""
+        prior, moved = self._prior, {}
+        for name in names:
+            gradient, values = self._sums.mean(name), prior.vectors[name].astype(np.float64)
+            is_alpha = name == ALPHA
+            if few_shot.sgd is not None:
+                rate = few_shot.sgd.alpha_lr if is_alpha else theta_rate(self._config, prior.version)
+                moved[name] = _as_vector(values - rate * gradient)
+                continue
+            adam = few_shot.adam
+            first, second = ADAM_FIRST_PREFIX + name, ADAM_SECOND_PREFIX + name
+            state = AdamState(values, *(prior.vectors[moment].astype(np.float64) for moment in (first, second)))
+            # The architecture's first step is the first after the warm-up.
+            num_steps = prior.version + 1 - (self._config.outer.alpha_warmup_rounds if is_alpha else 0)
+            rate = adam.alpha_lr if is_alpha else adam.lr
+            state = adam_step(state, gradient, num_steps, rate, adam.betas, adam.eps)
+            moved |= {key: _as_vector(each) for key, each in zip((name, first, second), state, strict=True)}
+        return moved
+
+    def _next_architecture(self) -> dict[str, Vector]:
+        """The logits, as logarithms of probabilities, and Adam's moments of them."""
+        outer, few_shot, space = self._config.outer, self._config.few_shot, self._config.space
         before = self._prior.vectors[ALPHA]
-        if outer.alpha_average == "logits":
+        moved: dict[str, Vector] = {}
+        if few_shot is not None:
+            moved = self._descended(few_shot, (ALPHA,))
+            logits = alpha_tensor(moved[ALPHA], self._config)
+        elif outer.alpha_average == "logits":
             logits = alpha_tensor(before, self._config) + outer.alpha_rate * torch.from_numpy(
                 self._sums.mean(ALPHA)
             ).reshape(self._prior.alpha(self._config).shape)
@@ -103,7 +150,7 @@ class OuterStep:
             mixed += outer.alpha_rate * self._sums.mean(ALPHA)
             logits = floored_log(torch.from_numpy(mixed).reshape(self._prior.alpha(self._config).shape))
         normalised = log_probabilities(logits, space.topology, space.normalisation)
-        return _as_vector(normalised.reshape(-1).numpy())
+        return {**moved, ALPHA: _as_vector(normalised.reshape(-1).numpy())}
 
     def _next_log_sigma(self, name: str, before: Vector, average: NDArray[np.float64], rate: float) -> Vector:
         """Damped M-step: sigma*^2 = mean over tasks of s^2 + (m - mu*)^2, with mu* the undamped mean."""
@@ -114,16 +161,20 @@ class OuterStep:
 
 def theta_rate(config: StudyConfig, version: int) -> float:
     """Rate of the weights in the step from `version` to the next."""
-    outer = config.outer
-    if outer.theta_rate_end is None:
-        return outer.theta_rate
+    first, last = config.outer.theta_rate, config.outer.theta_rate_end
+    if config.few_shot is not None:
+        sgd = config.few_shot.sgd
+        first, last = (config.few_shot.adam.lr, None) if sgd is None else (sgd.lr, sgd.lr_end)
+    if last is None:
+        return first
     progress = min(version / max(config.rounds - 1, 1), 1.0)
-    return outer.theta_rate + (outer.theta_rate_end - outer.theta_rate) * progress
+    return first + (last - first) * progress
 
 
 def learns_alpha(prior: Prior, config: StudyConfig) -> bool:
     """Whether tasks that start from `prior` learn an architecture."""
-    return not prior.alpha_stopped and prior.version >= config.outer.alpha_warmup_rounds
+    has_any = config.few_shot is None or config.few_shot.learns_architecture
+    return has_any and not prior.alpha_stopped and prior.version >= config.outer.alpha_warmup_rounds
 
 
 def prior_genotype(alpha: Vector, config: StudyConfig) -> Genotype:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from common.config import CostPenalty, NonNegativeFloat, PositiveFloat, SpaceConfig, StudyConfig
 from common.cost import Cost, network_cost
@@ -28,9 +28,10 @@ from common.nn.counting import count_network
 from common.space.genotype import Genotype
 from common.storage import ArtifactFolder
 from common.tasks import LearningTask
-from common.values import Frozen, explain
+from common.value_file import ValueFile
+from common.values import Frozen
 
-PLAN, FRONT, PICTURE, NETWORKS = "plan.json", "pareto.json", "pareto.png", "networks"
+PICTURE, NETWORKS = "pareto.png", "networks"
 
 Measure = Literal["params", "macs", "latency"]
 Probabilities = Mapping[str, NDArray[np.float64]]
@@ -162,6 +163,10 @@ class Front(Frozen):
     points: Annotated[tuple[FrontPoint, ...], Field(min_length=1)]
 
 
+PLAN = ValueFile(ParetoPlan, "plan.json", "holds no plan of a front", "remove the folder")
+FRONT = ValueFile(Front, "pareto.json", "holds no front; make one with metasearch pareto", "compute it again")
+
+
 def check_plan(folder: ArtifactFolder, plan: ParetoPlan) -> bool:
     """Whether the folder holds a front of this plan; False where it holds none.
 
@@ -170,11 +175,9 @@ def check_plan(folder: ArtifactFolder, plan: ParetoPlan) -> bool:
         CorruptArtifactError: its plan is damaged.
     """
     try:
-        stored = ParetoPlan.model_validate_json(folder.read(PLAN))
+        stored = PLAN.read(folder)
     except NotFoundError:
         return False
-    except ValidationError as error:
-        raise CorruptArtifactError(f"{folder.path(PLAN)} is damaged: {explain(error)}; remove the folder") from None
     before, now = stored.model_dump(mode="json"), plan.model_dump(mode="json")
     for name in (name for name in now if before[name] != now[name]):
         raise ConflictError(f"{folder.url} holds a front of another {name}; give the same options, or another --out")
@@ -188,7 +191,7 @@ def begin(folder: ArtifactFolder, plan: ParetoPlan) -> None:
         ConflictError: see `check_plan`, also for the other error.
     """
     if not check_plan(folder, plan):
-        folder.write(PLAN, plan.model_dump_json(indent=2).encode())
+        PLAN.store(folder, plan)
 
 
 def default_limits(plan: ParetoPlan, probabilities: Probabilities, config: StudyConfig) -> tuple[float, ...]:
@@ -247,21 +250,6 @@ def with_accuracy(point: FrontPoint, result: Mapping[str, Any]) -> FrontPoint:
     """A point whose network was trained; `result` is what its evaluation found."""
     interval = (float(result["interval_95"][0]), float(result["interval_95"][1]))
     return point.model_copy(update={"accuracy": float(result["accuracy"]), "interval_95": interval})
-
-
-def read_front(folder: ArtifactFolder) -> Front:
-    """The front in a folder.
-
-    Raises:
-        NotFoundError: there is none.
-        CorruptArtifactError: it is damaged.
-    """
-    try:
-        return Front.model_validate_json(folder.read(FRONT))
-    except ValidationError as error:
-        raise CorruptArtifactError(
-            f"{folder.path(FRONT)} is damaged: {explain(error)[:500]}; compute it again"
-        ) from None
 
 
 def posterior_bytes(probabilities: Probabilities, accuracy: float) -> bytes:

@@ -14,6 +14,7 @@ from rich.table import Table
 from common.config import DatasetRef, StudyConfig
 from common.errors import INTERRUPTED_EXIT_CODE, InvalidInputError
 from common.evaluate_config import PRESETS, EvaluateConfig, load_evaluate_config
+from common.few_shot_config import refuse_few_shot
 from common.latency import LatencyTable, misfit, read_table
 from common.space.genotype import Genotype
 from common.storage import ArtifactFolder
@@ -95,6 +96,7 @@ def pareto(
     table = None if latency_table is None else read_table(latency_table)
     store = PriorStore(run)
     config = store.load_config()
+    refuse_few_shot(config.few_shot, "metasearch pareto")
     prior = store.load(version)
     task, reference = _task(config, data, root, classes, image_size, train_per_class, test_per_class, seed)
     if table is not None:
@@ -143,11 +145,11 @@ def pareto(
     else:
         front = _front(plan, config, found, points, None)
     draw_front(front, path / PICTURE)
-    folder.write(FRONT, front.model_dump_json(indent=2).encode())
+    FRONT.store(folder, front)
     if as_json:
         print(front.model_dump_json())
     _show(front)
-    _messages.print(f"Results are in {path}: {FRONT}, {PICTURE}; a page: metasearch report {path}", soft_wrap=True)
+    _messages.print(f"Results are in {path}: {FRONT.name}, {PICTURE}; a page: metasearch report {path}", soft_wrap=True)
 
 
 def _task(
@@ -242,7 +244,7 @@ def _trained(
     from coordinator.evaluate_cli import TrainBar
     from coordinator.pareto import NETWORKS, with_accuracy
     from workers.device import device_named
-    from workers.evaluate import EvaluationPlan, evaluate, store_plan, stored_result
+    from workers.evaluate import PLAN, EvaluationPlan, evaluate, stored_result
 
     chosen = device_named(device)
     trained: list[FrontPoint] = []
@@ -253,7 +255,7 @@ def _trained(
         if result is None:
             label = f"network {index + 1} of {len(points)}"
             plan = EvaluationPlan(name=label, genotype=point.genotype, config=recipe, data=reference)
-            store_plan(below, plan)
+            PLAN.store(below, plan)
             with TrainBar(label, quiet=False) as bar:
                 result = evaluate(plan, below, chosen, on_progress=bar.show, should_stop=should_stop)
         if result is None:

@@ -12,14 +12,22 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError, MetaSearchError
-from common.messages import AdaptRequest, EvaluateRequest, JobRequest, PartialSumRequest, SweepRequest, span_of
+from common.messages import (
+    AdaptRequest,
+    EvaluateRequest,
+    FewShotRequest,
+    JobRequest,
+    PartialSumRequest,
+    SweepRequest,
+    span_of,
+)
 from common.meta.prior import Prior
 from coordinator.cluster import cause_of
 from coordinator.rounds import Request, Result
 from coordinator.sweep_hosts import SweepHosts
-from workers.actor import STATUS_GROUP, SearchWorker, WorkerStatus
+from workers.actor import QUICK_GROUP, STATUS_GROUP, SearchWorker, WorkerStatus
 
-Call = AdaptRequest | PartialSumRequest | JobRequest | EvaluateRequest | SweepRequest
+Call = AdaptRequest | PartialSumRequest | JobRequest | EvaluateRequest | SweepRequest | FewShotRequest
 """What a worker can be asked for."""
 
 MAX_IN_FLIGHT = 2
@@ -59,6 +67,8 @@ class _Call:
             return "adapt_many"
         if isinstance(self.request, EvaluateRequest):
             return "evaluate"
+        if isinstance(self.request, FewShotRequest):
+            return "few_shot"
         return "run_job" if isinstance(self.request, JobRequest) else "adapt"
 
     @property
@@ -69,6 +79,8 @@ class _Call:
 @dataclass
 class _Worker:
     """A worker actor and what it was given, oldest first; it works on the first.
+
+    Beside that it has quick calls, each with the time at which it was given; they go between steps of the others.
 
     `starting` is a call to it that is answered once it runs; None from then on. Until then it is given nothing: an
     actor that finds no room, as after the loss of a node, waits for it without end. One that fails is started again
@@ -81,6 +93,11 @@ class _Worker:
     restart_at_s: float | None = None
     in_flight: deque[tuple[Any, _Call]] = field(default_factory=deque)
     head_since_s: float = 0.0
+    quick: deque[tuple[Any, _Call, float]] = field(default_factory=deque)
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.in_flight or self.quick)
 
 
 class RayPool:
@@ -118,12 +135,15 @@ class RayPool:
         self._now_s = now_s
         self._logger = logger
         self._should_stop = should_stop
-        self._actor_class: Any = ray.remote(concurrency_groups={STATUS_GROUP: 1}, max_restarts=0)(worker_class)  # type: ignore[call-overload]
+        self._actor_class: Any = ray.remote(  # type: ignore[call-overload]
+            concurrency_groups={STATUS_GROUP: 1, QUICK_GROUP: MAX_IN_FLIGHT}, max_restarts=0
+        )(worker_class)
         self._num_started = 0
         self._num_replaced = 0
         self._num_failed_starts = 0  # since the last that did not fail
         self._prior_refs: OrderedDict[str, Any] = OrderedDict()
         self._waiting: deque[_Call] = deque()
+        self._waiting_quick: deque[_Call] = deque()
         self._hosts = SweepHosts(gpus_per_worker, logger)
         self._num_wanted = num_workers
         self._workers = [self._start_worker() for _ in range(num_workers)]
@@ -145,8 +165,13 @@ class RayPool:
 
     @property
     def num_pending(self) -> int:
-        """Calls that were submitted and have no outcome yet; sweeps, which have workers to themselves, apart."""
+        """Calls that were submitted and have no outcome yet; quick ones apart, and sweeps, which have own workers."""
         return len(self._waiting) + sum(len(worker.in_flight) for worker in self._workers)
+
+    @property
+    def num_quick(self) -> int:
+        """The same of quick calls: those of few-shot jobs."""
+        return len(self._waiting_quick) + sum(len(worker.quick) for worker in self._workers)
 
     def resize(self, num_workers: int) -> None:
         """Holds another number of workers from now on, lent ones included. Those at work stay for now."""
@@ -158,7 +183,7 @@ class RayPool:
         num_workers = max(self._num_wanted - self._hosts.num_lent, 0)
         while len(self._workers) < num_workers:
             self._workers.append(self._start_worker())
-        idle = [worker for worker in self._workers if not worker.in_flight]
+        idle = [worker for worker in self._workers if worker.is_idle]
         idle.sort(key=lambda worker: worker.starting is None)  # first those that find no room
         for worker in idle[: len(self._workers) - num_workers]:
             ray.kill(worker.handle)
@@ -177,7 +202,8 @@ class RayPool:
             room = max(self._num_wanted - self._hosts.num_lent - 1, 1)
             self._hosts.add(key, request, min(request.plan.config.concurrency or room, room))
             return
-        self._waiting.append(_Call(key, request, prior))
+        waiting = self._waiting_quick if isinstance(request, FewShotRequest) else self._waiting
+        waiting.append(_Call(key, request, prior))
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Hands out what waits, and returns what has ended; after `timeout_s` at the latest."""
@@ -185,25 +211,28 @@ class RayPool:
         self._fit()
         self._look_at_starting()
         self._fill()
-        busy = [worker for worker in self._workers if worker.in_flight]
-        heads = {worker.in_flight[0][0]: worker for worker in busy}
+        at_hand = {worker.in_flight[0][0]: worker for worker in self._workers if worker.in_flight}
+        at_hand |= {ref: worker for worker in self._workers for ref, _, _ in worker.quick}
         starting = list(self._starting())
         sweeps = self._hosts.calls
-        awaited = [*heads, *sweeps, *(starting if self._waiting else ())]
+        is_waiting = bool(self._waiting or self._waiting_quick)
+        awaited = [*at_hand, *sweeps, *(starting if is_waiting else ())]
         if not awaited:
-            if self._waiting:  # all workers wait to be started again
+            if is_waiting:  # all workers wait to be started again
                 time.sleep(timeout_s)
             return []
         ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
-        outcomes = [self._outcome(heads[ref], ref) for ref in ready if ref in heads]
+        outcomes: list[Outcome] = []
+        for ref in ready:
+            # A worker that died is found out by the first of its calls.
+            if ref in at_hand and at_hand[ref] in self._workers:
+                outcomes += self._outcomes(at_hand[ref], ref)
         ended = [self._hosts.ended(ref) for ref in ready if ref in sweeps]
         outcomes += [Outcome(each.key, each.result, each.error, each.lost) for each in ended]
-        for worker in busy:
-            if not worker.in_flight:
-                continue
-            limit_s = self._config.task_timeout_s * worker.in_flight[0][1].num_tasks
-            if self._now_s() - worker.head_since_s > limit_s:
-                outcomes.append(self._replace(worker, f"gave no result for {limit_s:g} s"))
+        for worker in list(self._workers):
+            limit_s = self._time_up(worker)
+            if limit_s is not None:
+                outcomes += self._replace(worker, f"gave no result for {limit_s:g} s")
         self._look_at_starting()
         self._fill()
         return outcomes
@@ -213,7 +242,13 @@ class RayPool:
         if self._hosts.abandon(key):
             return
         self._waiting = deque(call for call in self._waiting if call.key != key)
+        self._waiting_quick = deque(call for call in self._waiting_quick if call.key != key)
         for worker in list(self._workers):
+            for position, (ref, call, _) in enumerate(worker.quick):
+                if call.key == key:  # it ends soon by itself, and its result is dropped
+                    ray.cancel(ref)
+                    del worker.quick[position]
+                    break
             if worker.in_flight and worker.in_flight[0][1].key == key:
                 self._logger.info("%s is replaced: %s was given up", worker.name, key)
                 self._swap(worker)
@@ -270,11 +305,11 @@ class RayPool:
 
     def give_up(self) -> None:
         """Forgets all calls."""
-        self._waiting.clear()
         for worker in list(self._workers):
-            if worker.in_flight:
+            if not worker.is_idle:
                 self._swap(worker)
         self._waiting.clear()
+        self._waiting_quick.clear()
 
     def close(self) -> None:
         """Ends all workers and sweeps."""
@@ -328,45 +363,73 @@ class RayPool:
 
     def _fill(self) -> None:
         """Hands out calls, to the least busy worker first."""
-        while self._waiting:
-            running = [worker for worker in self._workers if worker.starting is None]
-            worker = min(running, key=lambda worker: len(worker.in_flight), default=None)
-            if worker is None or len(worker.in_flight) >= MAX_IN_FLIGHT:
+        running = [worker for worker in self._workers if worker.starting is None]
+        while self._waiting_quick and running:
+            worker = min(running, key=lambda worker: (len(worker.quick), len(worker.in_flight)))
+            if len(worker.quick) >= MAX_IN_FLIGHT:
+                break
+            call = self._waiting_quick.popleft()
+            worker.quick.append((self._give(worker, call), call, self._now_s()))
+        while self._waiting and running:
+            worker = min(running, key=lambda worker: len(worker.in_flight))
+            if len(worker.in_flight) >= MAX_IN_FLIGHT:
                 return
             call = self._waiting.popleft()
             if not worker.in_flight:
                 worker.head_since_s = self._now_s()
-            priors = () if call.prior is None else (self._put(call.prior),)
-            ref = getattr(worker.handle, call.method).remote(call.request, *priors)
-            worker.in_flight.append((ref, call))
+            worker.in_flight.append((self._give(worker, call), call))
 
-    def _outcome(self, worker: _Worker, ref: Any) -> Outcome:
+    def _give(self, worker: _Worker, call: _Call) -> Any:
+        priors = () if call.prior is None else (self._put(call.prior),)
+        return getattr(worker.handle, call.method).remote(call.request, *priors)
+
+    def _outcomes(self, worker: _Worker, ref: Any) -> list[Outcome]:
+        """What became of a call that has ended, and of those that were lost with it."""
+        quick = next((given for given in worker.quick if given[0] == ref), None)
+        call = worker.in_flight[0][1] if quick is None else quick[1]
         try:
             result = ray.get(ref)
         except RayTaskError as error:
-            outcome = Outcome(worker.in_flight[0][1].key, error=cause_of(error))
+            outcome = Outcome(call.key, error=cause_of(error))
         except RayError:
             # Its process is gone, or its result is.
             return self._replace(worker, "died")
         else:
-            outcome = Outcome(worker.in_flight[0][1].key, result)
-        worker.in_flight.popleft()
-        worker.head_since_s = self._now_s()
-        return outcome
+            outcome = Outcome(call.key, result)
+        if quick is not None:
+            worker.quick.remove(quick)
+        else:
+            worker.in_flight.popleft()
+            worker.head_since_s = self._now_s()
+        return [outcome]
 
-    def _replace(self, worker: _Worker, reason: str) -> Outcome:
-        """A new worker in place of one; the call at hand is lost."""
-        _, call = worker.in_flight[0]
-        self._logger.warning("%s %s at task %s; replacing it", worker.name, reason, call.key)
+    def _time_up(self, worker: _Worker) -> float | None:
+        """The seconds that a call of a worker was allowed, where it has exceeded them."""
+        now_s, limit_s = self._now_s(), self._config.task_timeout_s
+        if worker.quick and now_s - worker.quick[0][2] > limit_s:
+            return limit_s
+        if not worker.in_flight:
+            return None
+        limit_s *= worker.in_flight[0][1].num_tasks
+        return limit_s if now_s - worker.head_since_s > limit_s else None
+
+    def _replace(self, worker: _Worker, reason: str) -> list[Outcome]:
+        """A new worker in place of one; the calls at hand are lost, quick ones too."""
+        lost = [call for _, call in list(worker.in_flight)[:1]] + [call for _, call, _ in worker.quick]
+        keys = ", ".join(call.key for call in lost)
+        self._logger.warning("%s %s at task %s; replacing it", worker.name, reason, keys)
         self._num_replaced += 1
+        worker.quick.clear()
         self._swap(worker)
-        return Outcome(call.key, lost=f"the worker {reason}")
+        return [Outcome(call.key, lost=f"the worker {reason}") for call in lost]
 
     def _swap(self, worker: _Worker) -> None:
-        """A new worker; the calls that the old one had not begun go to the front of the queue."""
+        """A new worker; the calls that the old one had not begun go to the front of the queue, and quick ones."""
         ray.kill(worker.handle)
         self._waiting.extendleft(call for _, call in reversed(list(worker.in_flight)[1:]))
+        self._waiting_quick.extendleft(call for _, call, _ in reversed(worker.quick))
         worker.in_flight.clear()
+        worker.quick.clear()
         self._workers[self._workers.index(worker)] = self._start_worker()
 
 

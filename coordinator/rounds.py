@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from common.config import StudyConfig
+from common.config import StudyConfig, TaskFamily
 from common.errors import AdaptationError
 from common.messages import (
     AdaptRequest,
@@ -27,6 +27,8 @@ from common.meta.prior import ALPHA, Prior
 from common.meta.sums import alpha_probabilities
 from common.space.genotype import Genotype, derive
 from common.streams import derived_seed
+from common.tasks import LearningTask
+from common.telemetry import FEW_SHOT_METRICS
 from coordinator.outer import OuterStep, learns_alpha, prior_genotype
 from workers.data.arrays import ClassArrays
 from workers.data.episodes import sample_task
@@ -71,16 +73,17 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
     """
     relaxation, _ = config.relaxation.at(prior.version, config.rounds)
     is_learning = learns_alpha(prior, config)
+    few_shot = config.few_shot
     trials = config.outer.alpha_trials if is_learning else None
     kind = relaxation if config.inner.relaxation == "prior" else config.inner.relaxation
-    draws_genotypes = kind == "single_path" and config.relaxation.path_per == "task"
+    draws_genotypes = few_shot is None and kind == "single_path" and config.relaxation.path_per == "task"
     requests = []
     for index, (family, arrays) in enumerate(zip(config.families, catalogs, strict=True)):
         for number in range(family.tasks_per_round):
             task_id = f"round-{prior.version:05d}/family-{index}/task-{number:02d}"
             requests.append(
                 AdaptRequest(
-                    task=sample_task(arrays, family, "meta_train", task_id, config.seed),
+                    task=drawn_task(arrays, family, config, task_id),
                     space=config.space,
                     network=config.network,
                     inner=config.inner,
@@ -89,11 +92,23 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
                     relaxation=relaxation,
                     tau=prior.tau,
                     learns_alpha=is_learning and trials is None,
+                    eval_steps=() if few_shot is None else (few_shot.steps,),
                     trials=trials,
                     genotype=drawn_genotype(prior, config, task_id) if draws_genotypes else None,
+                    few_shot=few_shot,
                 )
             )
     return RoundPlan(prior.version, tuple(sorted(requests, key=lambda request: request.task.task_id)))
+
+
+def drawn_task(arrays: ClassArrays, family: TaskFamily, config: StudyConfig, task_id: str) -> LearningTask:
+    """A task of meta-training. An episode of few-shot learning has all of its support images, or is none.
+
+    Raises:
+        InvalidInputError: the source has too few classes with enough images.
+    """
+    least = 1 if config.few_shot is None else family.train_per_class
+    return sample_task(arrays, family, "meta_train", task_id, config.seed, least)
 
 
 def drawn_genotype(prior: Prior, config: StudyConfig, task_id: str) -> Genotype:
@@ -180,8 +195,10 @@ class Round:
             )
         following = self._outer.finish()
         # In task order, so that the metrics too do not depend on who finished first.
-        statistics = [astuple(self._statistics[task_id]) for task_id in sorted(self._statistics)]
-        first, last, speed = np.mean(statistics, axis=0)
+        statistics = [self._statistics[task_id] for task_id in sorted(self._statistics)]
+        first, last, speed = np.mean(
+            [(s.train_loss_first, s.train_loss_last, s.images_per_s) for s in statistics], axis=0
+        )
         return following, {
             "prior_version": following.version,
             "tau": self._prior.tau,
@@ -191,6 +208,7 @@ class Round:
             "train_loss_last": float(last),
             "images_per_second": float(speed),
             "update_norm": _distance(self._prior, following),
+            **query_metrics(statistics),
             **architecture_metrics(following, self._config),
         }
 
@@ -206,8 +224,20 @@ def rejected_by(result: Result, rejection: Rejection | None) -> tuple[Rejection,
     return result.rejections if isinstance(result, PartialSum) else ()
 
 
+def query_metrics(statistics: Sequence[TaskStatistics]) -> Mapping[str, float]:
+    """What few-shot tasks measure on their query images; nothing of other tasks."""
+    return {
+        name: float(np.mean(values))
+        for name in FEW_SHOT_METRICS
+        if (values := [value for each in statistics if (value := getattr(each, name)) is not None])
+    }
+
+
 def architecture_metrics(prior: Prior, config: StudyConfig) -> Mapping[str, float]:
-    """What the architecture looks like: entropy, and the histogram of ops, in which a collapse shows."""
+    """What the architecture looks like: entropy, and the histogram of ops, in which a collapse shows; nothing where the
+    prior has none."""
+    if not prior.has_architecture:
+        return {}
     space = config.space
     alpha = prior.alpha(config)
     genotype = prior_genotype(prior.vectors[ALPHA], config)

@@ -1,7 +1,7 @@
 """The jobs that a coordinator has at hand: the calls that each makes, and what becomes of their outcomes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from logging import Logger
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from common.config import ClusterConfig, StudyConfig
 from common.errors import AdaptationError
-from common.messages import JobRequest, JobResult, span_of
+from common.messages import ArtifactInfo, JobRequest, JobResult, span_of
 from common.meta.prior import Prior
 from coordinator.jobs import AdaptSpec, Job, MetaTrainSpec
 from coordinator.outer import OuterStep
@@ -113,32 +113,85 @@ class Run(ABC):
     def give_up(self) -> None:
         """Takes all its calls back."""
 
+    def succeed(self, result: Mapping[str, Any]) -> None:
+        """RUNNING -> SUCCEEDED, with the result."""
+        desk, job = self.desk, self.job
+        desk.owe(job, lambda: desk.store.succeed(desk.epoch, job, desk.now_s(), result))
+        desk.forget(job)
 
-class AdaptRun(Run):
-    """One call; with `contribute`, its update makes a new version of the prior."""
+
+class CallRun(Run):
+    """A job of one call, or of one after the other, each under the job's id. The last one's result is the job's.
+
+    A kind of job says what it asks for (`asked`) and how far it is (`progress`). What differs from the usual course
+    otherwise is a method of its own: `found`, where a call may end before the job does; `pause`, where a call cannot be
+    given up at any moment.
+    """
+
+    prior: Prior | None = None
+    """What the calls start from; None where they need no prior."""
 
     def begin(self) -> None:
         """See `Run`."""
+        self.config = self.desk.priors.config_of(self.job.tenant, self.job.study)
+        self.url = self.desk.priors.url_of(self.job)
+        self.request = self.asked()
+        self.call()
+
+    @abstractmethod
+    def asked(self) -> Call:
+        """The request, from `job`, `config` and `url`, the folder of this attempt. Sets `prior` where one is needed."""
+
+    def call(self) -> None:
+        """Hands the request out, for the first time or again."""
+        self.desk.submit(self, self.job.job_id, self.request, self.prior)
+
+    def take(self, outcome: Outcome) -> None:
+        """See `Run`."""
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.lost:
+            self.desk.send_back(self, outcome.lost, uses_attempt=True)
+            return
+        self.found(outcome.result)
+
+    def found(self, result: Any) -> None:
+        """Takes what a call has returned; here, the end of the job."""
+        self.succeed(self.stored(result.summary, result.artifacts))
+
+    def stored(self, summary: Mapping[str, Any], artifacts: Sequence[ArtifactInfo]) -> dict[str, Any]:
+        """The result of a job that has left artifacts in its folder."""
+        return {
+            "summary": dict(summary),
+            "artifacts": [asdict(artifact) for artifact in artifacts],
+            "url": self.url,
+        }
+
+    def base_prior(self) -> Prior:
+        """The prior of the version that the job runs on."""
+        assert self.job.base_version is not None
+        return self.desk.priors.load(self.job.tenant, self.job.study, self.job.base_version)
+
+    def pause(self) -> None:
+        """See `Run`: at once."""
+        self.desk.send_back(self, "paused", uses_attempt=False)
+
+    def give_up(self) -> None:
+        """See `Run`."""
+        self.desk.abandon(self.job.job_id)
+
+
+class AdaptRun(CallRun):
+    """With `contribute`, its update makes a new version of the prior."""
+
+    prior: Prior
+
+    def asked(self) -> JobRequest:
+        """See `CallRun`."""
         spec, job = self.job.spec, self.job
         assert isinstance(spec, AdaptSpec) and job.base_version is not None
-        self.config = self.desk.priors.config_of(job.tenant, job.study)
-        self.prior = self.desk.priors.load(job.tenant, job.study, job.base_version)
+        self.prior = self.base_prior()
         inner = self.config.adapt if spec.steps is None else self.config.adapt.model_copy(update={"steps": spec.steps})
-        self.url = self.desk.priors.url_of(job)
-        request = JobRequest(
-            job_id=job.job_id,
-            attempt=job.attempt,
-            choice=spec.choice,
-            file=spec.file,
-            config=self.config,
-            inner=inner,
-            version=job.base_version,
-            derivation=spec.derivation,
-            limits=spec.limits,
-            result_url=self.url,
-            returns_update=spec.contribute,
-            fine_tune_steps=spec.fine_tune_steps,
-        )
         self.steps = inner.steps + (spec.fine_tune_steps or 0)
         if spec.contribute:
             self.desk.store.open_plan(
@@ -152,59 +205,54 @@ class AdaptRun(Run):
                     rule=self.config.outer.rule,
                 ),
             )
-        self.desk.submit(self, job.job_id, request, self.prior)
+        return JobRequest(
+            job_id=job.job_id,
+            attempt=job.attempt,
+            choice=spec.choice,
+            file=spec.file,
+            config=self.config,
+            inner=inner,
+            version=job.base_version,
+            derivation=spec.derivation,
+            limits=spec.limits,
+            result_url=self.url,
+            returns_update=spec.contribute,
+            fine_tune_steps=spec.fine_tune_steps,
+        )
 
-    def take(self, outcome: Outcome) -> None:
-        """See `Run`."""
-        if outcome.error is not None:
-            raise outcome.error
-        if outcome.lost:
-            self.desk.send_back(self, outcome.lost, uses_attempt=True)
+    def found(self, result: JobResult) -> None:
+        """See `CallRun`."""
+        if result.update is None:
+            super().found(result)
             return
-        found: JobResult = outcome.result
-        summary = dict(found.summary)
-        result = {
-            "summary": summary,
-            "artifacts": [asdict(artifact) for artifact in found.artifacts],
-            "url": self.url,
-        }
         desk, job = self.desk, self.job
-        if found.update is None:
-            desk.owe(job, lambda: desk.store.succeed(desk.epoch, job, desk.now_s(), result))
-            desk.forget(job)
-            return
         outer = OuterStep(self.prior, self.config)
-        rejection = outer.absorb(found.update)
+        rejection = outer.absorb(result.update)
         if rejection is not None:
             raise AdaptationError(f"the update cannot enter the prior: {rejection.reason} ({rejection.detail})")
         following = outer.finish()
-        summary["contributed_version"] = following.version
         metrics = dict(architecture_metrics(following, self.config))
         pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics)
+        stored = self.stored({**result.summary, "contributed_version": following.version}, result.artifacts)
         desk.owe(
             job,
-            lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), result),
+            lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored),
         )
         desk.forget(job)
 
     def progress(self, workers: Mapping[str, WorkerStatus]) -> Mapping[str, Any] | None:
-        """See `Run`."""
+        """See `Run`; counts steps."""
         status = workers.get(self.job.job_id)
         if status is None:
             return None
-        found: dict[str, Any] = {"done": status.steps_done, "total": self.steps}
-        if status.interim is not None:
-            found["accuracy"] = status.interim.accuracy
-            found["genotype_json"] = status.interim.genotype.to_json()
-        return found
+        return {"done": status.steps_done, "total": self.steps, **interim_of(status)}
 
-    def pause(self) -> None:
-        """See `Run`."""
-        self.desk.send_back(self, "paused", uses_attempt=False)
 
-    def give_up(self) -> None:
-        """See `Run`."""
-        self.desk.abandon(self.job.job_id)
+def interim_of(status: WorkerStatus) -> dict[str, Any]:
+    """What a worker has found so far, for `progress`."""
+    if status.interim is None:
+        return {}
+    return {"accuracy": status.interim.accuracy, "genotype_json": status.interim.genotype.to_json()}
 
 
 class TrainRun(Run):
@@ -234,9 +282,7 @@ class TrainRun(Run):
         """Begins the next round, if its images are there and there is one."""
         job, desk = self.job, self.desk
         if self.prior.version >= self.target:
-            result = {"summary": {"prior_version": self.prior.version, "prior_sha256": self.prior.digest()}}
-            desk.owe(job, lambda: desk.store.succeed(desk.epoch, job, desk.now_s(), result))
-            desk.forget(job)
+            self.succeed({"summary": {"prior_version": self.prior.version, "prior_sha256": self.prior.digest()}})
             return
         if not self.catalogs.done():
             self.round = None

@@ -9,7 +9,7 @@ from ray.util.metrics import Gauge
 from tensorboardX import SummaryWriter
 
 from common.storage import ArtifactFolder
-from common.telemetry import ROUND_METRICS, metric_name
+from common.telemetry import ROUND_METRICS, metric_name, query_summary
 
 
 class LogSink:
@@ -22,18 +22,16 @@ class LogSink:
     def record(self, version: int, values: Mapping[str, float]) -> None:
         """See `MetricSink.record`."""
         entropies = [value for name, value in values.items() if metric_name(name) == "alpha_entropy"]
-        self._logger.info(
-            "round %d/%d  loss %.3f -> %.3f  accepted %d  rejected %d  tau %.2f  entropy %.3f  %.1f s",
-            version,
-            self._num_rounds,
-            values["train_loss_first"],
-            values["train_loss_last"],
-            values["tasks_accepted"],
-            values["tasks_rejected"],
-            values["tau"],
-            sum(entropies) / len(entropies),
-            values["round_seconds"],
-        )
+        parts = [
+            f"round {version}/{self._num_rounds}",
+            f"loss {values['train_loss_first']:.3f} -> {values['train_loss_last']:.3f}",
+            *([f"query {query_summary(values)}"] if "query_accuracy" in values else []),
+            f"accepted {values['tasks_accepted']:.0f}",
+            f"rejected {values['tasks_rejected']:.0f}",
+            *([f"tau {values['tau']:.2f}", f"entropy {sum(entropies) / len(entropies):.3f}"] if entropies else []),
+            f"{values['round_seconds']:.1f} s",
+        ]
+        self._logger.info("%s", "  ".join(parts))
 
     def close(self) -> None:
         """See `MetricSink.close`."""

@@ -14,15 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from common.config import explain
-from common.errors import AdaptationError, ConflictError, CorruptArtifactError, NotFoundError
+from common.errors import AdaptationError, ConflictError, NotFoundError
 from common.storage import ArtifactFolder
 from common.sweep_plan import SweepPlan
 from common.sweep_space import Values, configured
+from common.value_file import ValueFile
 
-PLAN, RESULT, BEST, BEST_FOLDER = "sweep.json", "result.json", "best.json", "best"
+PLAN = ValueFile(SweepPlan, "sweep.json", "holds no sweep; start one with metasearch sweep FILE --run")
+RESULT, BEST, BEST_FOLDER = "result.json", "best.json", "best"
 
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
 
@@ -52,30 +51,6 @@ class Trial:
     curve: tuple[Mapping[str, Any], ...] = ()
     failure: str = ""
     folder: str | None = None
-
-
-def store_plan(folder: ArtifactFolder, plan: SweepPlan) -> None:
-    """Stores what is going to be tried.
-
-    Raises:
-        UnavailableError: the storage refuses.
-    """
-    folder.write(PLAN, plan.model_dump_json(indent=2).encode())
-
-
-def read_plan(folder: ArtifactFolder) -> SweepPlan:
-    """What a folder's sweep tries.
-
-    Raises:
-        NotFoundError: the folder holds no sweep.
-        CorruptArtifactError: sweep.json is damaged.
-    """
-    try:
-        return SweepPlan.model_validate_json(folder.read(PLAN))
-    except NotFoundError:
-        raise NotFoundError(f"{folder.url} holds no sweep; start one with metasearch sweep FILE --run") from None
-    except ValidationError as error:
-        raise CorruptArtifactError(f"{folder.path(PLAN)} is damaged: {explain(error)}") from None
 
 
 def check_same_plan(stored: SweepPlan, given: SweepPlan) -> None:

@@ -97,14 +97,14 @@ def sweep(
             if value is not None:
                 raise InvalidInputError(f"{name}: {run} says what is tried; leave it out with --resume")
 
-    from coordinator.sweep import PLAN, check_same_plan, read_plan, spent_s, store_plan, store_results
+    from coordinator.sweep import PLAN, check_same_plan, spent_s, store_results
     from coordinator.tuning import check_installed, run_sweep
 
-    plan = _planned(file, study, given, overrides or [], server, token) if has_description else read_plan(folder)
+    plan = _planned(file, study, given, overrides or [], server, token) if has_description else PLAN.read(folder)
     check_installed(plan.config)
     if resume:
-        check_same_plan(read_plan(folder), plan)
-    elif folder.exists(PLAN):
+        check_same_plan(PLAN.read(folder), plan)
+    elif folder.exists(PLAN.name):
         raise ConflictError(f"{run} holds a sweep; add --resume to go on with it, or choose another --run")
     _check_images(plan)
 
@@ -115,7 +115,7 @@ def sweep(
     try:
         wanted = cluster.model_copy(update={"num_workers": plan.config.concurrency})
         concurrency, gpus = worker_resources(wanted)
-        store_plan(folder, plan)  # last of all: a mistake leaves no run behind
+        PLAN.store(folder, plan)  # last of all: a mistake leaves no run behind
         before_s, started_s = spent_s(folder), time.monotonic()
         with _stoppable() as was_stopped, _Bar(plan) as bar:
             trials = run_sweep(plan, str(run.resolve()), concurrency, gpus, bar.show, before_s)

@@ -7,12 +7,7 @@ The folder of an attempt that came to an end:
     manifest.json             names, sizes and SHA-256 of all of them, written last
 """
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 from common.errors import UnavailableError
 from common.messages import ArtifactInfo, JobResult, SweepRequest
@@ -20,15 +15,15 @@ from common.storage import ArtifactFolder
 from coordinator.sweep import (
     BEST,
     BEST_FOLDER,
+    PLAN,
     RESULT,
     best_content,
     check_any,
     spent_s,
-    store_plan,
     store_results,
 )
 from coordinator.tuning import Listener, run_sweep
-from workers.job import MANIFEST, MANIFEST_FORMAT
+from workers.results import begin_results, write_files, write_manifest
 
 _TRIAL_FIELDS = ("trial", "state", "values", "rounds", "value", "interval_95", "failure")
 
@@ -47,7 +42,7 @@ def run_sweep_job(request: SweepRequest, concurrency: int, gpus_per_trial: float
         UnavailableError: a searcher's package is missing, or the storage refuses.
     """
     state = ArtifactFolder(request.state_url)
-    store_plan(state, request.plan)
+    PLAN.store(state, request.plan)
     before_s, started_s = spent_s(state), time.monotonic()
     trials = run_sweep(request.plan, request.state_url, concurrency, gpus_per_trial, listener, before_s)
     if not trials or any(trial.state in ("waiting", "running") for trial in trials):
@@ -64,7 +59,7 @@ def run_sweep_job(request: SweepRequest, concurrency: int, gpus_per_trial: float
 
 
 def _store(state: ArtifactFolder, folder: ArtifactFolder) -> tuple[ArtifactInfo, ...]:
-    folder.remove(MANIFEST)
+    begin_results(folder)
     files: dict[str, bytes] = {name: state.read(name) for name in (RESULT, BEST)}
     for below, suffixes in (
         ("", (".json",)),
@@ -72,12 +67,9 @@ def _store(state: ArtifactFolder, folder: ArtifactFolder) -> tuple[ArtifactInfo,
         ("network", (".safetensors", ".json")),
     ):
         files |= _latest(state, below, suffixes)
-    for name, data in files.items():
-        folder.write(name, data)
-    infos = tuple(ArtifactInfo(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items())
-    manifest: Mapping[str, Any] = {"format": MANIFEST_FORMAT, "artifacts": [asdict(info) for info in infos]}
-    folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
-    return infos
+    artifacts = write_files(folder, files)
+    write_manifest(folder, artifacts)
+    return artifacts
 
 
 def _latest(state: ArtifactFolder, below: str, suffixes: tuple[str, ...]) -> dict[str, bytes]:

@@ -17,13 +17,13 @@ from common.storage import ArtifactFolder
 from common.sweep_plan import SweepPlan
 from common.sweep_space import Values, configured
 from coordinator import study
-from coordinator.experiment import Arm, accuracies, adapt_request, fresh_tasks
+from coordinator.experiment import Arm, accuracies, adapt_request, fresh_tasks, last_step
 from coordinator.local import LocalExecutor
 from coordinator.sinks import JsonLinesSink
 from workers.data.cache import cache_root
 from workers.data.fetch import fetch
 from workers.data.whole import load_whole
-from workers.evaluate import EvaluationPlan, evaluate, store_plan
+from workers.evaluate import PLAN, EvaluationPlan, evaluate
 from workers.training import TrainProgress
 
 CURVE = "curve.json"
@@ -135,7 +135,7 @@ class StudyTrial:
         found: list[AdaptResult] = []
         for family in self._base.families:
             tasks = fresh_tasks(family, sweep.split, sweep.tasks, sweep.seed)
-            requests = [adapt_request(task, arm, config, (config.adapt.steps,)) for task in tasks]
+            requests = [adapt_request(task, arm, config, (last_step(config.adapt, config),)) for task in tasks]
             for result in self._executor.run(self._prior, requests):
                 assert isinstance(result, AdaptResult)
                 found.append(result)
@@ -169,7 +169,7 @@ class ArchitectureTrial:
             config=chosen.recipe,
             data=data,
         )
-        store_plan(ArtifactFolder(folder), self._evaluation)
+        PLAN.store(ArtifactFolder(folder), self._evaluation)
         self._curve: list[dict[str, Any]] = []
         self.total = chosen.recipe.last_epoch
         self.rounds = 0

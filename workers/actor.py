@@ -14,6 +14,7 @@ from common.messages import (
     AdaptResult,
     EvaluateRequest,
     EvaluateResult,
+    FewShotRequest,
     Interim,
     JobRequest,
     JobResult,
@@ -22,11 +23,14 @@ from common.messages import (
 )
 from common.meta.prior import Prior
 from workers.device import choose_device
+from workers.few_shot_job import run_few_shot
 from workers.job import run_evaluation, run_job
 from workers.runner import TaskRunner
 from workers.training import TrainProgress
+from workers.turns import Turns
 
 STATUS_GROUP = "status"
+QUICK_GROUP = "quick"
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,17 @@ class WorkerStatus:
 
 
 class SearchWorker:
-    """Adapts to one task at a time; answers for its status meanwhile, on a thread of its own (`STATUS_GROUP`)."""
+    """Adapts to one task at a time; answers for its status meanwhile, on a thread of its own (`STATUS_GROUP`).
+
+    Few-shot jobs have a thread too (`QUICK_GROUP`): they do not wait for the task at hand, but go between two of its
+    steps, with a runner of their own.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._runner = TaskRunner(choose_device())
+        self._quick_runner = TaskRunner(self._runner.device)
+        self._turns = Turns()
         self._lock = threading.Lock()
         self._task_id: str | None = None
         self._steps_done = 0
@@ -97,6 +107,12 @@ class SearchWorker:
         with self._at_work_on(request.job_id):
             return run_evaluation(request, self._runner.device, note)
 
+    @ray.method(concurrency_group=QUICK_GROUP)
+    def few_shot(self, request: FewShotRequest, prior: Prior) -> JobResult:
+        """Does all of a few-shot job; see `workers.few_shot_job.run_few_shot`."""
+        with self._turns.quick():
+            return run_few_shot(self._quick_runner, prior, request)
+
     @ray.method(concurrency_group=STATUS_GROUP)
     def status(self) -> WorkerStatus:
         """What the worker is doing right now."""
@@ -109,7 +125,8 @@ class SearchWorker:
         with self._lock:
             self._task_id = task_id
         try:
-            yield
+            with self._turns.long():
+                yield
         finally:
             with self._lock:
                 self._task_id, self._steps_done, self._interim = None, 0, None
@@ -121,6 +138,7 @@ class SearchWorker:
     def _note_step(self, steps_done: int) -> None:
         with self._lock:
             self._steps_done = steps_done
+        self._turns.give_way()
 
     def _note_interim(self, interim: Interim) -> None:
         with self._lock:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from common.config import DatasetRef, Frozen, explain
+from common.config import DatasetRef, Frozen
 from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from common.evaluate_config import EvaluateConfig
 from common.network_config import FullNetworkConfig
@@ -29,12 +29,12 @@ from common.space.primitives import MAX_POOL, NONE, PROFILES
 from common.space.topology import NUM_CELL_INPUTS
 from common.storage import ArtifactFolder
 from common.streams import stream
+from common.value_file import ValueFile
 from workers.data.whole import WholeSource, load_whole
 from workers.environment import environment
 from workers.parallel import Alone, ProcessGroup
 from workers.training import Score, TrainOutcome, TrainProgress, train
 
-PLAN = "evaluation.json"
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
 NETWORK = "network"
@@ -57,28 +57,7 @@ class EvaluationPlan(Frozen):
     """Random genotypes of equal size that are trained the same way, to compare with."""
 
 
-def store_plan(folder: ArtifactFolder, plan: EvaluationPlan) -> None:
-    """Stores what is going to be evaluated.
-
-    Raises:
-        UnavailableError: the storage refuses.
-    """
-    folder.write(PLAN, plan.model_dump_json(indent=2).encode())
-
-
-def read_plan(folder: ArtifactFolder) -> EvaluationPlan:
-    """What a folder's evaluation is of.
-
-    Raises:
-        NotFoundError: the folder holds no evaluation.
-        CorruptArtifactError: evaluation.json is damaged.
-    """
-    try:
-        return EvaluationPlan.model_validate_json(folder.read(PLAN))
-    except NotFoundError:
-        raise NotFoundError(f"{folder.url} holds no evaluation; start one without --resume") from None
-    except ValidationError as error:
-        raise CorruptArtifactError(f"{folder.path(PLAN)} is damaged: {explain(error)}") from None
+PLAN = ValueFile(EvaluationPlan, "evaluation.json", "holds no evaluation; start one without --resume")
 
 
 def evaluate(

@@ -13,18 +13,15 @@ Of one that evaluates:
     manifest.json          as above, of the three files
 """
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save as save_tensors
 
 from common.config import SpaceConfig, StudyConfig
 from common.cost import network_cost
@@ -47,7 +44,7 @@ from common.meta.posterior import num_categoricals
 from common.meta.prior import Prior
 from common.network_config import NETWORK, network_folder
 from common.nn.stored import save_network
-from common.space.genotype import DerivationRule, Genotype, derive
+from common.space.genotype import DerivationRule, derive
 from common.storage import ArtifactFolder
 from common.tasks import LearningTask
 from workers.checkpoint import CheckpointFolder
@@ -67,16 +64,22 @@ from workers.inherit import (
     ready_network,
     summary_of,
 )
+from workers.results import (
+    RESULT,
+    WEIGHTS,
+    begin_results,
+    info_of,
+    json_bytes,
+    plain,
+    weights_bytes,
+    write_files,
+    write_manifest,
+)
 from workers.runner import TaskRunner
 from workers.training import TrainProgress, train
 
 # Every job's task has this id, for its random numbers: equal requests find the same, whatever the job is called.
 TASK_ID = "adapt"
-
-WEIGHTS = "weights.safetensors"
-RESULT = "result.json"
-MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
 
 NUM_TOP_GENOTYPES = 5
 
@@ -193,11 +196,11 @@ def run_evaluation(
         "attempt": request.attempt,
         "file": None if request.file is None else request.file.model_dump(mode="json"),
     }
-    folder.remove(MANIFEST)  # of an earlier call: it speaks for files that are about to change
+    begin_results(folder)
     stored = save_network(folder, outcome.network)
     network = ArtifactInfo(WEIGHTS, stored.num_bytes, stored.sha256)
-    artifacts = (network, _info(NETWORK, folder.read(NETWORK)), *_write(folder, {RESULT: _json(content)}))
-    _write_manifest(folder, artifacts)
+    artifacts = (network, info_of(NETWORK, folder.read(NETWORK)), *write_files(folder, {RESULT: json_bytes(content)}))
+    write_manifest(folder, artifacts)
     return EvaluateResult(request.job_id, outcome.state.epoch, _evaluation_summary(content), artifacts)
 
 
@@ -255,12 +258,12 @@ def describe(
     return {
         "task": task.model_dump(mode="json"),
         "prior": {"version": prior.version, "sha256": prior.digest()},
-        "genotype": _plain(found.genotype),
+        "genotype": plain(found.genotype),
         "probability": found.probability,
         "derivation": rule,
         "limits": limits.plain(),
         "top_genotypes": [
-            {"genotype": _plain(scored.genotype), "probability": scored.probability}
+            {"genotype": plain(scored.genotype), "probability": scored.probability}
             for scored in top_genotypes(result.probabilities, space, NUM_TOP_GENOTYPES)
         ],
         "network": network,
@@ -348,35 +351,16 @@ def _store(
     ready: ReadyNetwork | None,
 ) -> tuple[ArtifactInfo, ...]:
     files = {
-        WEIGHTS: save_tensors({name: np.ascontiguousarray(vector) for name, vector in weights.items()}),
-        RESULT: _json(content),
+        WEIGHTS: weights_bytes(weights),
+        RESULT: json_bytes(content),
     }
-    folder.remove(MANIFEST)  # of an earlier attempt: it speaks for files that are about to change
-    artifacts = _write(folder, files)
+    begin_results(folder)
+    artifacts = write_files(folder, files)
     if ready is not None:
         save_network(network_folder(folder), ready.network)
-        artifacts += tuple(_info(name, folder.read(name)) for name in NETWORK_FILES)
-    _write_manifest(folder, artifacts)
+        artifacts += tuple(info_of(name, folder.read(name)) for name in NETWORK_FILES)
+    write_manifest(folder, artifacts)
     return artifacts
-
-
-def _write(folder: ArtifactFolder, files: Mapping[str, bytes]) -> tuple[ArtifactInfo, ...]:
-    for name, data in files.items():
-        folder.write(name, data)
-    return tuple(_info(name, data) for name, data in files.items())
-
-
-def _info(name: str, data: bytes) -> ArtifactInfo:
-    return ArtifactInfo(name, len(data), hashlib.sha256(data).hexdigest())
-
-
-def _write_manifest(folder: ArtifactFolder, artifacts: tuple[ArtifactInfo, ...]) -> None:
-    manifest = {"format": MANIFEST_FORMAT, "artifacts": [asdict(artifact) for artifact in artifacts]}
-    folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, allow_nan=False).encode()
 
 
 def _earlier_checkpoints(result_url: str) -> list[CheckpointFolder]:
@@ -402,7 +386,3 @@ def _evaluation_summary(content: Mapping[str, Any]) -> dict[str, Any]:
         "train_s": content["train_s"],
         "learning_curve": [{name: record[name] for name in fields} for record in content["learning_curve"]],
     }
-
-
-def _plain(genotype: Genotype) -> Any:
-    return json.loads(genotype.to_json())

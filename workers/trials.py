@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import InnerConfig, SgdConfig, SpaceConfig, TrialsConfig
-from common.messages import AdaptRequest, AdaptResult
+from common.messages import AdaptRequest, AdaptResult, LocalUpdate
 from common.meta.params import flatten, named_vectors
 from common.meta.prior import ALPHA, Prior, Vector
 from common.nn.supernet import Supernet, build_supernet
@@ -47,6 +47,7 @@ def with_trials(
     assert request.trials is not None, "who asks for trials says how to make them"
     if result.update is None:
         return result
+    assert isinstance(result.update, LocalUpdate), "few-shot studies have no trials"
     genotypes = sampled_genotypes(prior, request)
     start = prior if request.trials.weights == "prior" else with_fresh_weights(prior, request, supernet)
     scores = []

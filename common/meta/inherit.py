@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from common.config import NetworkConfig, SpaceConfig
+from common.meta.few_shot_network import FewShotNetwork
 from common.meta.params import BODY, head_vector, layout_of, named_vectors
 from common.nn.derived import cut
 from common.nn.full import FullNetwork
@@ -45,6 +46,24 @@ def inherited_network(
     classifier = nn.Linear(matrix.shape[1], matrix.shape[0])
     classifier.load_state_dict({"weight": matrix, "bias": torch.from_numpy(np.array(weights[CLASSIFIER_BIAS]))})
     return cut(supernet, genotype, image_size, classifier)
+
+
+@torch.no_grad()
+def genotype_network(network: FewShotNetwork, genotype: Genotype, parameters: Tensor) -> FullNetwork:
+    """The network of a few-shot study of one genotype, by itself; see `common.nn.derived.cut`.
+
+    Args:
+        network: of the study.
+        genotype: of the study.
+        parameters: all of them, as the network takes them.
+    """
+    assert isinstance(network.module, Supernet), "a genotype's network is the supernet's, with binary weights"
+    supernet = build_supernet(network.space, network.module.network, seed=0)
+    supernet.load_state_dict(network.weights(parameters), strict=False)  # what is missing is cut away
+    weight, bias = network.classifier(parameters)
+    classifier = nn.Linear(weight.shape[1], weight.shape[0])
+    classifier.load_state_dict({"weight": weight, "bias": bias})
+    return cut(supernet, genotype, network.image_size, classifier)
 
 
 @torch.no_grad()

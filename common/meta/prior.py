@@ -20,6 +20,11 @@ Vector = NDArray[np.float32]
 
 ALPHA = "alpha"
 LOG_SIGMA_PREFIX = "log_sigma/"
+ADAM_FIRST_PREFIX = "adam/first/"
+ADAM_SECOND_PREFIX = "adam/second/"
+_ADAM_PREFIXES = (ADAM_FIRST_PREFIX, ADAM_SECOND_PREFIX)
+_PREFIXES = (LOG_SIGMA_PREFIX, *_ADAM_PREFIXES)  # of what belongs to another vector
+_OF_ARCHITECTURE = (ALPHA, ADAM_FIRST_PREFIX + ALPHA, ADAM_SECOND_PREFIX + ALPHA)
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class Prior:
         version: outer steps so far.
         tau: temperature that tasks which start from this version use.
         vectors: float32 by name. `body` and `head/<image size>` are means of the weights, `alpha` the architecture
-            logits (kind, edge, primitive) row by row, `log_sigma/<weights>` log standard deviations (gaussian only).
+            logits (kind, edge, primitive) row by row, `log_sigma/<weights>` log standard deviations (gaussian only). In
+            few-shot studies also the `classifier`, and Adam's moments `adam/first/<vector>` and `adam/second/<vector>`
+            of each; and no `alpha` where the network has an architecture of its own.
         alpha_stopped: the architecture no longer learns (see outer.max_parameter_free_edges).
     """
 
@@ -41,8 +48,18 @@ class Prior:
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        """Names of the vectors of weights."""
-        return tuple(name for name in self.vectors if name != ALPHA and not name.startswith(LOG_SIGMA_PREFIX))
+        """Names of the vectors of weights, a classifier's included."""
+        return tuple(name for name in self.vectors if name != ALPHA and not name.startswith(_PREFIXES))
+
+    @property
+    def learnt_names(self) -> tuple[str, ...]:
+        """Names of what a meta-gradient has a part for: weights, and the architecture where there is one."""
+        return (*self.weight_names, ALPHA) if self.has_architecture else self.weight_names
+
+    @property
+    def has_architecture(self) -> bool:
+        """Whether there are architecture logits."""
+        return ALPHA in self.vectors
 
     def digest(self) -> str:
         """SHA-256 over everything in it; equal priors have equal digests."""
@@ -75,23 +92,29 @@ def initial_prior(config: StudyConfig) -> Prior:
     space = config.space
     logits = torch.zeros(len(space.cell_kinds), space.topology.num_edges, len(space.ops))
     vectors[ALPHA] = log_probabilities(logits, space.topology, space.normalisation).reshape(-1).numpy()
+    if config.few_shot is not None and config.few_shot.sgd is None:
+        vectors |= {prefix + name: np.zeros_like(vectors[name]) for name in vectors for prefix in _ADAM_PREFIXES}
     _, tau = config.relaxation.at(0, config.rounds)
     return Prior(version=0, tau=tau, vectors=vectors)
 
 
 def with_theta_of(prior: Prior, donor: Prior) -> Prior:
     """`prior` with the weights of another prior of the same study, for ablations."""
-    return replace(prior, vectors={**donor.vectors, ALPHA: prior.vectors[ALPHA]})
+    return replace(prior, vectors={**donor.vectors, **_architecture(prior)})
 
 
 def with_alpha_of(prior: Prior, donor: Prior) -> Prior:
     """`prior` with the architecture of another prior of the same study, for ablations."""
-    return replace(prior, vectors={**prior.vectors, ALPHA: donor.vectors[ALPHA]})
+    return replace(prior, vectors={**prior.vectors, **_architecture(donor)})
 
 
 def image_sizes(prior: Prior) -> tuple[int, ...]:
     """Image sizes that the prior has heads for, ascending."""
     return tuple(sorted(int(name.removeprefix(HEAD_PREFIX)) for name in prior.vectors if name.startswith(HEAD_PREFIX)))
+
+
+def _architecture(prior: Prior) -> dict[str, Vector]:
+    return {name: prior.vectors[name] for name in _OF_ARCHITECTURE if name in prior.vectors}
 
 
 def _initial_log_sigma(supernet: Supernet, inner: InnerConfig) -> dict[str, Vector]:

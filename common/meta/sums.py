@@ -1,14 +1,14 @@
 """The sums that an outer step is made of: updates are checked, weighed and added, on workers or where the step is."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from common.config import OuterConfig, StudyConfig
-from common.messages import LocalUpdate, PartialSum, Rejection, RejectionReason, span_of
+from common.messages import LocalUpdate, MetaGradient, PartialSum, Rejection, RejectionReason, Update, span_of
 from common.meta.aggregate import MAX_MAGNITUDE, Aggregator, FixedPointMean, FixedPointSum, aggregator
 from common.meta.params import BODY, HEAD_PREFIX, Layout, layout_of, named_vectors
 from common.meta.posterior import MIN_PROBABILITY, probabilities
@@ -18,6 +18,7 @@ from common.nn.supernet import Supernet
 
 SECOND_MOMENT_PREFIX = "second_moment/"
 USE = "use"
+_Problem = tuple[RejectionReason, str]
 
 
 class UpdateSums:
@@ -25,7 +26,9 @@ class UpdateSums:
 
     What is averaged has a name: weights that of their vector in the prior (`body`, `head/<image size>`: differences),
     the architecture `alpha` (probabilities, or differences of logits), under gaussian `second_moment/<weights>`, and
-    `use`, what each op's differences are divided by (see `outer.theta_average`).
+    `use`, what each op's differences are divided by (see `outer.theta_average`). In few-shot studies it is the
+    gradients of all vectors, by their names in the prior: the sums' resolution of 2^-40 (9e-13) is far below the eps of
+    Adam, which gradients have to exceed to move anything (see `MetaAdamConfig.eps`).
     Memory does not grow with the number of updates under a mean. Updates must not change after they were absorbed.
 
     Args:
@@ -40,24 +43,31 @@ class UpdateSums:
         self._layouts = _layouts(config) if _has_tensor_scales(config) else {}
         self.num_accepted = 0
 
-    def absorb(self, update: LocalUpdate) -> Rejection | None:
+    def absorb(self, update: Update) -> Rejection | None:
         """Takes one update, or says why not; a rejected update leaves no trace."""
         rejection = check(self._prior, update, self._config)
         if rejection is not None:
             return rejection
-        outer = self._config.outer
         weight = task_weight(update.num_examples, self._config)
-        clip = _clip_factor(update.differences, outer)
-        for name, difference in update.differences.items():
-            clipped = difference if clip == 1.0 else difference.astype(np.float64) * clip
-            self._aggregator(name).add(clipped, weight)
-            if name in update.log_sigma:
-                self._aggregator(SECOND_MOMENT_PREFIX + name).add(self._second_moment(name, update), weight)
-        self._aggregator(ALPHA).add(_alpha_coordinates(self._prior, update.alpha, self._config), weight)
-        if outer.theta_average != "tasks":
-            self._aggregator(USE).add(_counted_use(self._prior, update, outer), weight)
+        for name, vector in self._summands(update):
+            self._aggregator(name).add(vector, weight)
         self.num_accepted += 1
         return None
+
+    def _summands(self, update: Update) -> Iterator[tuple[str, NDArray[np.floating]]]:
+        """What an update adds, by the name of what is averaged."""
+        outer = self._config.outer
+        moves = update.gradients if isinstance(update, MetaGradient) else update.differences
+        clip = _clip_factor(moves, outer)
+        for name, vector in moves.items():
+            yield name, vector if clip == 1.0 else vector.astype(np.float64) * clip
+        if isinstance(update, MetaGradient):
+            return
+        for name in update.log_sigma:
+            yield SECOND_MOMENT_PREFIX + name, self._second_moment(name, update)
+        yield ALPHA, _alpha_coordinates(self._prior, update.alpha, self._config)
+        if outer.theta_average != "tasks":
+            yield USE, _counted_use(self._prior, update, outer)
 
     def merge(self, partial: PartialSum) -> Rejection | None:
         """Takes the updates of several tasks, or says why none of them counts; then they leave no trace.
@@ -127,6 +137,9 @@ class UpdateSums:
                 expected = vectors[moved].shape if moved in vectors else "no such vector"
                 detail = f"the sum of {name} has shape {part.totals.shape}, expected {expected}"
                 return rejected(RejectionReason.WRONG_SHAPE, detail)
+        learnt = set(self._prior.learnt_names)
+        if self._config.few_shot is not None and partial.statistics and set(partial.sums) != learnt:
+            return rejected(RejectionReason.WRONG_SHAPE, f"needs {sorted(learnt)}, got {sorted(partial.sums)}")
         return None
 
     def _second_moment(self, name: str, update: LocalUpdate) -> NDArray[np.float64]:
@@ -135,7 +148,7 @@ class UpdateSums:
         return variance + self.per_scale(name, np.square(update.differences[name].astype(np.float64)))
 
 
-def check(prior: Prior, update: LocalUpdate, config: StudyConfig) -> Rejection | None:
+def check(prior: Prior, update: Update, config: StudyConfig) -> Rejection | None:
     """Why an update must not touch the prior, or None."""
 
     def rejected(reason: RejectionReason, detail: str) -> Rejection:
@@ -148,18 +161,13 @@ def check(prior: Prior, update: LocalUpdate, config: StudyConfig) -> Rejection |
     weight = task_weight(update.num_examples, config)
     if not 0 < weight <= MAX_MAGNITUDE:
         return rejected(RejectionReason.BAD_WEIGHT, f"weight {weight:g} is not in 0..{MAX_MAGNITUDE:g}")
-    heads = [name for name in update.differences if name.startswith(HEAD_PREFIX)]
-    if BODY not in update.differences or len(heads) != 1 or len(update.differences) != 2:
-        return rejected(RejectionReason.WRONG_SHAPE, f"needs body and one head, got {sorted(update.differences)}")
-    scales = {LOG_SIGMA_PREFIX + name: vector for name, vector in update.log_sigma.items()}
-    wanted = {LOG_SIGMA_PREFIX + name for name in update.differences} & set(prior.vectors)
-    if set(scales) != wanted:
-        return rejected(RejectionReason.WRONG_SHAPE, f"needs {sorted(wanted)}, got {sorted(scales)}")
-    if update.use is not None and update.use.shape != update.alpha.shape:
-        return rejected(RejectionReason.WRONG_SHAPE, f"{USE} has shape {update.use.shape}, not that of {ALPHA}")
-    if update.use is not None and not (update.use.min() >= 0 and update.use.max() <= 1):
-        return rejected(RejectionReason.OUT_OF_RANGE, f"{USE} has values that are no shares of the steps")
-    for name, vector in {**update.differences, **scales, ALPHA: update.alpha}.items():
+    if isinstance(update, MetaGradient) != (config.few_shot is not None):
+        wanted = "a difference" if config.few_shot is None else "a meta-gradient"
+        return rejected(RejectionReason.WRONG_SHAPE, f"needs {wanted}, got a {type(update).__name__}")
+    problem = _missing_gradients(prior, update) if isinstance(update, MetaGradient) else _misshapen(prior, update)
+    if problem is not None:
+        return rejected(*problem)
+    for name, vector in _vectors_of(update).items():
         if name not in prior.vectors or vector.shape != prior.vectors[name].shape:
             expected = prior.vectors[name].shape if name in prior.vectors else "no such vector"
             return rejected(RejectionReason.WRONG_SHAPE, f"{name} has shape {vector.shape}, expected {expected}")
@@ -168,14 +176,49 @@ def check(prior: Prior, update: LocalUpdate, config: StudyConfig) -> Rejection |
             return rejected(RejectionReason.NOT_FINITE, f"{name} has NaN or infinite values")
         if largest * max(weight, 1.0) > MAX_MAGNITUDE:
             return rejected(RejectionReason.OUT_OF_RANGE, f"{name} has values beyond {MAX_MAGNITUDE:g}")
+    problem = _too_far(prior, update, weight, config) if isinstance(update, LocalUpdate) else None
+    return None if problem is None else rejected(*problem)
+
+
+def _missing_gradients(prior: Prior, update: MetaGradient) -> _Problem | None:
+    if set(update.gradients) != set(prior.learnt_names):
+        detail = f"needs gradients of {sorted(prior.learnt_names)}, got {sorted(update.gradients)}"
+        return RejectionReason.WRONG_SHAPE, detail
+    return None
+
+
+def _misshapen(prior: Prior, update: LocalUpdate) -> _Problem | None:
+    heads = [name for name in update.differences if name.startswith(HEAD_PREFIX)]
+    if BODY not in update.differences or len(heads) != 1 or len(update.differences) != 2:
+        return RejectionReason.WRONG_SHAPE, f"needs body and one head, got {sorted(update.differences)}"
+    scales = {LOG_SIGMA_PREFIX + name for name in update.log_sigma}
+    wanted = {LOG_SIGMA_PREFIX + name for name in update.differences} & set(prior.vectors)
+    if scales != wanted:
+        return RejectionReason.WRONG_SHAPE, f"needs {sorted(wanted)}, got {sorted(scales)}"
+    if update.use is not None and update.use.shape != update.alpha.shape:
+        return RejectionReason.WRONG_SHAPE, f"{USE} has shape {update.use.shape}, not that of {ALPHA}"
+    if update.use is not None and not (update.use.min() >= 0 and update.use.max() <= 1):
+        return RejectionReason.OUT_OF_RANGE, f"{USE} has values that are no shares of the steps"
+    return None
+
+
+def _vectors_of(update: Update) -> Mapping[str, Vector]:
+    """By the vector of the prior that each is as long as."""
+    if isinstance(update, MetaGradient):
+        return update.gradients
+    scales = {LOG_SIGMA_PREFIX + name: vector for name, vector in update.log_sigma.items()}
+    return {**update.differences, **scales, ALPHA: update.alpha}
+
+
+def _too_far(prior: Prior, update: LocalUpdate, weight: float, config: StudyConfig) -> _Problem | None:
+    """What is summed of an update besides its own vectors must be in range too."""
     if _largest_magnitude(_alpha_coordinates(prior, update.alpha, config)) * max(weight, 1.0) > MAX_MAGNITUDE:
-        return rejected(RejectionReason.OUT_OF_RANGE, f"{ALPHA} is further than {MAX_MAGNITUDE:g} from the prior's")
+        return RejectionReason.OUT_OF_RANGE, f"{ALPHA} is further than {MAX_MAGNITUDE:g} from the prior's"
     for name, log_sigma in update.log_sigma.items():
-        # Their sum of squares is summed in fixed point too.
         furthest = _largest_magnitude(update.differences[name])
         widest = min(float(log_sigma.max(initial=0.0)), math.log(MAX_MAGNITUDE))
         if (furthest**2 + math.exp(2 * widest)) * max(weight, 1.0) > MAX_MAGNITUDE:
-            return rejected(RejectionReason.OUT_OF_RANGE, f"variance of {name} is beyond {MAX_MAGNITUDE:g}")
+            return RejectionReason.OUT_OF_RANGE, f"variance of {name} is beyond {MAX_MAGNITUDE:g}"
     return None
 
 

@@ -4,16 +4,28 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from google.protobuf.message import Message
 from grpc import aio
 
-from common.errors import InvalidInputError, NotFoundError
-from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request, sweep_spec
+from common.errors import NotFoundError
+from coordinator.api.connection import BROKEN, TERMINAL_STATES, UNANSWERED, Connection, Patience
+from coordinator.api.inline_images import Queries, Support, fits, query_images, scaled, support_images
+from coordinator.api.requests import (
+    JobOptions,
+    SpecOf,
+    evaluate_spec,
+    few_shot_spec,
+    job_of,
+    job_request,
+    meta_train_spec,
+    page_request,
+    study_image_size,
+    study_request,
+    sweep_spec,
+)
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.transfer import (
     named_source,
     packed,
@@ -26,22 +38,9 @@ from coordinator.api.transfer import (
 
 
 class AsyncSearchClient(Connection):
-    """`SearchClient` with `await`; see there for arguments and methods."""
+    """`SearchClient` with `await`; see there for the methods."""
 
-    def __init__(
-        self,
-        address: str | None = None,
-        token: str | None = None,
-        tls: Tls | None = None,
-        timeout_s: float = 10.0,
-        patience_s: float = 30.0,
-    ) -> None:
-        super().__init__(address, token, tls, timeout_s, patience_s)
-        if self._credentials is None:
-            self._channel = aio.insecure_channel(self.address, options=OPTIONS)
-        else:
-            self._channel = aio.secure_channel(self.address, self._credentials, options=OPTIONS)
-        self._stub = search_pb2_grpc.SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]
+    _grpc = aio
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,37 +72,23 @@ class AsyncSearchClient(Connection):
 
     async def list_studies(self) -> AsyncIterator[pb.Study]:
         """See `SearchClient.list_studies`."""
-        async for response in self._pages("ListStudies", pb.ListStudiesRequest(page_size=1000)):
-            for study in response.studies:
-                yield study
+        async for study in self._listed("ListStudies", "studies"):
+            yield study
 
     async def submit(
         self,
         study: str,
         data: str | Path | pb.DataSource | None = None,
         spec: pb.JobSpec | None = None,
-        request_id: str | None = None,
-        validate_only: bool = False,
-        priority: int | None = None,
-        needs_gpu: bool = False,
-        queue_timeout_s: float = 0.0,
-        max_attempts: int = 0,
-        **adapt: Any,
+        **fields: Any,
     ) -> pb.Job:
         """See `SearchClient.submit`."""
-        if spec is None:
-            if data is None:
-                raise InvalidInputError("submit needs data or spec")
-            spec = adapt_spec(await self._source(data), adapt)
-        request = job_request(
-            study, spec, request_id, validate_only, priority, needs_gpu, queue_timeout_s, max_attempts
-        )
-        return (await self._call("CreateJob", request)).job  # type: ignore[no-any-return]
+        spec_of, options = job_of(spec, fields)
+        return await self._create(study, spec_of, data, options)
 
-    async def meta_train(self, study: str, until_version: int = 0, **options: Any) -> pb.Job:
+    async def meta_train(self, study: str, until_version: int = 0, **options: Unpack[JobOptions]) -> pb.Job:
         """See `SearchClient.meta_train`."""
-        spec = pb.JobSpec(meta_train=pb.MetaTrainSpec(until_version=until_version))
-        return await self.submit(study, spec=spec, **options)
+        return await self._create(study, meta_train_spec(until_version), None, options)
 
     async def evaluate(
         self,
@@ -112,11 +97,10 @@ class AsyncSearchClient(Connection):
         genotype: str | Mapping[str, Any],
         preset: str = "",
         overrides: Sequence[str] = (),
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> pb.Job:
         """See `SearchClient.evaluate`."""
-        spec = evaluate_spec(await self._source(data), genotype, preset, overrides)
-        return await self.submit(study, spec=spec, **options)
+        return await self._create(study, evaluate_spec(genotype, preset, overrides), data, options)
 
     async def sweep(
         self,
@@ -124,11 +108,30 @@ class AsyncSearchClient(Connection):
         config: Mapping[str, Any],
         data: str | Path | pb.DataSource | None = None,
         architectures: Sequence[tuple[str, float]] = (),
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> pb.Job:
         """See `SearchClient.sweep`."""
-        source = None if data is None else await self._source(data)
-        return await self.submit(study, spec=sweep_spec(config, source, architectures), **options)
+        return await self._create(study, sweep_spec(config, architectures), data, options)
+
+    async def few_shot(
+        self,
+        study: str,
+        support: Support,
+        queries: Queries = (),
+        steps: int | None = None,
+        prior_version: int | None = None,
+        statistics: str | None = None,
+        seed: int = 0,
+        **options: Unpack[JobOptions],
+    ) -> pb.Job:
+        """See `SearchClient.few_shot`."""
+        labelled, asked = support_images(support), query_images(queries)
+        if not fits([*labelled, *asked]):
+            size = study_image_size(await self.get_study(study))
+            both = scaled([*labelled, *asked], size)
+            labelled, asked = both[: len(labelled)], both[len(labelled) :]
+        spec = few_shot_spec(labelled, asked, steps, prior_version, statistics, seed)
+        return await self._create(study, spec, None, options)
 
     async def get_job(self, name: str) -> pb.Job:
         """See `SearchClient.get_job`."""
@@ -136,10 +139,8 @@ class AsyncSearchClient(Connection):
 
     async def list_jobs(self, study: str, states: Sequence[pb.JobState] = ()) -> AsyncIterator[pb.Job]:
         """See `SearchClient.list_jobs`."""
-        request = pb.ListJobsRequest(parent=study, page_size=1000, states=states)
-        async for response in self._pages("ListJobs", request):
-            for job in response.jobs:
-                yield job
+        async for job in self._listed("ListJobs", "jobs", parent=study, states=states):
+            yield job
 
     async def cancel(self, name: str) -> pb.Job:
         """See `SearchClient.cancel`."""
@@ -184,9 +185,8 @@ class AsyncSearchClient(Connection):
 
     async def list_priors(self, study: str) -> AsyncIterator[pb.Prior]:
         """See `SearchClient.list_priors`."""
-        async for response in self._pages("ListPriors", pb.ListPriorsRequest(parent=study, page_size=1000)):
-            for prior in response.priors:
-                yield prior
+        async for prior in self._listed("ListPriors", "priors", parent=study):
+            yield prior
 
     async def upload(self, path: Path) -> pb.Dataset:
         """See `SearchClient.upload`."""
@@ -208,9 +208,8 @@ class AsyncSearchClient(Connection):
 
     async def list_datasets(self) -> AsyncIterator[pb.Dataset]:
         """See `SearchClient.list_datasets`."""
-        async for response in self._pages("ListDatasets", pb.ListDatasetsRequest(page_size=1000)):
-            for dataset in response.datasets:
-                yield dataset
+        async for dataset in self._listed("ListDatasets", "datasets"):
+            yield dataset
 
     async def download(self, job: str, folder: Path, names: Sequence[str] | None = None) -> list[Path]:
         """See `SearchClient.download`."""
@@ -235,13 +234,21 @@ class AsyncSearchClient(Connection):
         known = named_source(data)
         return known if known is not None else pb.DataSource(dataset=(await self.upload(Path(str(data)))).name)
 
-    async def _pages(self, method: str, request: Any) -> AsyncIterator[Any]:
+    async def _create(
+        self, study: str, spec_of: SpecOf, data: str | Path | pb.DataSource | None, options: JobOptions
+    ) -> pb.Job:
+        source = None if data is None else await self._source(data)
+        request = job_request(study, spec_of(source), options)
+        return (await self._call("CreateJob", request)).job  # type: ignore[no-any-return]
+
+    async def _listed(self, method: str, part: str, **fields: Any) -> AsyncIterator[Any]:
+        token = ""
         while True:
-            response = await self._call(method, request)
-            yield response
-            if not response.next_page_token:
+            response = await self._call(method, page_request(method, token, **fields))
+            for item in getattr(response, part):
+                yield item
+            if not (token := response.next_page_token):
                 return
-            request.page_token = response.next_page_token
 
     async def _call(self, method: str, request: Message) -> Any:
         patience = Patience(self._patience_s)

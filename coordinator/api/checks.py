@@ -1,5 +1,6 @@
 """What requests may ask for, beyond the form that `convert` checks. Raises `FieldError`, which names the field."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -15,12 +16,14 @@ from common.sweep_space import check_space
 from common.tasks import DatasetFile
 from coordinator.api.errors import FieldError
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.jobs import AdaptSpec, Job, JobSpec
+from coordinator.jobs import AdaptSpec, FewShotSpec, Job, JobSpec
 from coordinator.store.records import new_job_id
 from workers.data.sources import FILE_SUFFIXES, SOURCES
 
 DEFAULT_QUEUE_TIMEOUT_S = 86_400.0
 MAX_QUEUE_TIMEOUT_S = 366 * 86_400.0
+QUICK_PRIORITY = 8
+"""Of few-shot jobs, where the request names none: they take seconds, and somebody waits."""
 
 
 def new_job(tenant: str, study_id: str, spec: JobSpec, request: pb.CreateJobRequest) -> Job:
@@ -29,7 +32,9 @@ def new_job(tenant: str, study_id: str, spec: JobSpec, request: pb.CreateJobRequ
     timeout_s = request.queue_timeout_s or DEFAULT_QUEUE_TIMEOUT_S
     if not 0 < timeout_s <= MAX_QUEUE_TIMEOUT_S:
         raise FieldError("queue_timeout_s", f"must be from 0 to {MAX_QUEUE_TIMEOUT_S:.0f} seconds, got {timeout_s}")
-    fields: dict[str, Any] = {"priority": request.priority} if request.HasField("priority") else {}
+    fields: dict[str, Any] = {"priority": QUICK_PRIORITY} if isinstance(spec, FewShotSpec) else {}
+    if request.HasField("priority"):
+        fields["priority"] = request.priority
     if request.max_attempts:
         fields["max_attempts"] = request.max_attempts
     try:
@@ -46,6 +51,18 @@ def new_job(tenant: str, study_id: str, spec: JobSpec, request: pb.CreateJobRequ
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise FieldError(str(first["loc"][0]), f"{first['msg']}, got {first['input']}") from None
+
+
+def asked_for(request: pb.CreateJobRequest, job: Job) -> dict[str, Any]:
+    """What must be the same for two requests of one id to be the same; the URLs of files are ours to choose."""
+    spec = request.spec.SerializeToString(deterministic=True)
+    return {
+        "spec": hashlib.sha256(spec).hexdigest() if isinstance(job.spec, FewShotSpec) else spec.hex(),
+        "priority": job.priority,
+        "needs_gpu": job.needs_gpu,
+        "queue_timeout_s": request.queue_timeout_s,
+        "max_attempts": job.max_attempts,
+    }
 
 
 def check_limits(spec: AdaptSpec, config: StudyConfig) -> None:

@@ -17,17 +17,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 from google.protobuf.message import Message
 
-from common.errors import InvalidInputError, NotFoundError
+from common.errors import NotFoundError
 from coordinator.api.async_client import AsyncSearchClient
-from coordinator.api.connection import BROKEN, OPTIONS, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
-from coordinator.api.requests import adapt_spec, evaluate_spec, job_request, study_request, sweep_spec
+from coordinator.api.connection import BROKEN, TERMINAL_STATES, UNANSWERED, Connection, Patience, Tls
+from coordinator.api.inline_images import Queries, Support, fits, query_images, scaled, support_images
+from coordinator.api.requests import (
+    JobOptions,
+    SpecOf,
+    evaluate_spec,
+    few_shot_spec,
+    job_of,
+    job_request,
+    meta_train_spec,
+    page_request,
+    study_image_size,
+    study_request,
+    sweep_spec,
+)
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.transfer import (
     named_source,
     packed,
@@ -42,30 +54,9 @@ __all__ = ["TERMINAL_STATES", "AsyncSearchClient", "SearchClient", "Tls"]
 
 
 class SearchClient(Connection):
-    """See the module. Thread-safe.
+    """See the module, and `Connection` for the arguments. Thread-safe."""
 
-    Args:
-        address: HOST:PORT; `METASEARCH_ADDRESS` where not given.
-        token: API token; `METASEARCH_TOKEN` where not given.
-        tls: None talks plain text, as on the loopback; `METASEARCH_CA` names a PEM file.
-        timeout_s: of a single call.
-        patience_s: how long calls that are safe to repeat are repeated while the service does not answer.
-    """
-
-    def __init__(
-        self,
-        address: str | None = None,
-        token: str | None = None,
-        tls: Tls | None = None,
-        timeout_s: float = 10.0,
-        patience_s: float = 30.0,
-    ) -> None:
-        super().__init__(address, token, tls, timeout_s, patience_s)
-        if self._credentials is None:
-            self._channel = grpc.insecure_channel(self.address, options=OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(self.address, self._credentials, options=OPTIONS)
-        self._stub = search_pb2_grpc.SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]
+    _grpc = grpc
 
     def __enter__(self) -> Self:
         return self
@@ -88,62 +79,38 @@ class SearchClient(Connection):
         validate_only: bool = False,
     ) -> pb.Study:
         """Begins a study from a preset or a configuration; the same again returns the same."""
-        response: pb.CreateStudyResponse = self._call(
-            "CreateStudy", study_request(study_id, preset, config, overrides, validate_only)
-        )
-        return response.study
+        request = study_request(study_id, preset, config, overrides, validate_only)
+        return self._call("CreateStudy", request).study  # type: ignore[no-any-return]
 
     def get_study(self, name: str) -> pb.Study:
         """A study by name."""
-        response: pb.GetStudyResponse = self._call("GetStudy", pb.GetStudyRequest(name=name))
-        return response.study
+        return self._call("GetStudy", pb.GetStudyRequest(name=name)).study  # type: ignore[no-any-return]
 
     def list_studies(self) -> Iterator[pb.Study]:
         """All studies."""
-        for response in self._pages("ListStudies", pb.ListStudiesRequest(page_size=1000)):
-            yield from response.studies
+        yield from self._listed("ListStudies", "studies")
 
     def submit(
         self,
         study: str,
         data: str | Path | pb.DataSource | None = None,
         spec: pb.JobSpec | None = None,
-        request_id: str | None = None,
-        validate_only: bool = False,
-        priority: int | None = None,
-        needs_gpu: bool = False,
-        queue_timeout_s: float = 0.0,
-        max_attempts: int = 0,
-        **adapt: Any,
+        **fields: Any,
     ) -> pb.Job:
         """Submits a job.
 
         Args:
             study: `studies/{study}`.
             data: of an adapt job: a folder or file here, which is uploaded; a source's name; or a DataSource.
-            spec: the whole job, instead of `data` and the fields in `adapt`.
-            request_id: a UUID4; the same again returns the same job. A fresh one where not given.
-            validate_only: checks, and creates nothing.
-            priority: 0 to 9.
-            needs_gpu: only run on workers with a GPU.
-            queue_timeout_s: seconds after which a job that has not started fails.
-            max_attempts: times that it is started before it fails.
-            **adapt: fields of `AdaptSpec`.
+            spec: the whole job, instead of `data` and fields of an adapt job.
+            **fields: `JobOptions`; of an adapt job, fields of `AdaptSpec` too.
         """
-        if spec is None:
-            if data is None:
-                raise InvalidInputError("submit needs data or spec")
-            spec = adapt_spec(self._source(data), adapt)
-        request = job_request(
-            study, spec, request_id, validate_only, priority, needs_gpu, queue_timeout_s, max_attempts
-        )
-        response: pb.CreateJobResponse = self._call("CreateJob", request)
-        return response.job
+        spec_of, options = job_of(spec, fields)
+        return self._create(study, spec_of, data, options)
 
-    def meta_train(self, study: str, until_version: int = 0, **options: Any) -> pb.Job:
+    def meta_train(self, study: str, until_version: int = 0, **options: Unpack[JobOptions]) -> pb.Job:
         """Submits a job that runs the study's rounds, up to a version of the prior."""
-        spec = pb.JobSpec(meta_train=pb.MetaTrainSpec(until_version=until_version))
-        return self.submit(study, spec=spec, **options)
+        return self._create(study, meta_train_spec(until_version), None, options)
 
     def evaluate(
         self,
@@ -152,7 +119,7 @@ class SearchClient(Connection):
         genotype: str | Mapping[str, Any],
         preset: str = "",
         overrides: Sequence[str] = (),
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> pb.Job:
         """Submits a job that trains a full network from scratch and tests it.
 
@@ -162,9 +129,9 @@ class SearchClient(Connection):
             genotype: its JSON, plain values of it, or the name of a published one.
             preset: recipe; cifar10 where empty.
             overrides: changes of single fields of the recipe, `epochs=50`.
-            **options: as in `submit`.
+            **options: of the job.
         """
-        return self.submit(study, spec=evaluate_spec(self._source(data), genotype, preset, overrides), **options)
+        return self._create(study, evaluate_spec(genotype, preset, overrides), data, options)
 
     def sweep(
         self,
@@ -172,7 +139,7 @@ class SearchClient(Connection):
         config: Mapping[str, Any],
         data: str | Path | pb.DataSource | None = None,
         architectures: Sequence[tuple[str, float]] = (),
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> pb.Job:
         """Submits a job that tries many configurations of the study, or trains several architectures.
 
@@ -182,35 +149,63 @@ class SearchClient(Connection):
             data: of architectures: images to train on, as in `submit`.
             architectures: JSON and probability of each, where config has `architectures`; those of the study's latest
                 prior where there are none.
-            **options: as in `submit`.
+            **options: of the job.
         """
-        source = None if data is None else self._source(data)
-        return self.submit(study, spec=sweep_spec(config, source, architectures), **options)
+        return self._create(study, sweep_spec(config, architectures), data, options)
+
+    def few_shot(
+        self,
+        study: str,
+        support: Support,
+        queries: Queries = (),
+        steps: int | None = None,
+        prior_version: int | None = None,
+        statistics: str | None = None,
+        seed: int = 0,
+        **options: Unpack[JobOptions],
+    ) -> pb.Job:
+        """Submits a few-shot job: classes are learnt from a handful of images, and others are labelled, in seconds.
+
+        The images travel in the request. Where they would not fit, they are scaled first to the study's image size,
+        as the service would do.
+
+        Args:
+            study: `studies/{study}`, a few-shot study.
+            support: labelled images, a handful per class.
+            queries: to be labelled.
+            steps: inner steps; the study's `few_shot.test_steps` where not given.
+            prior_version: the latest where not given.
+            statistics: of BatchNorm, transductive or inductive; the study's where not given.
+            seed: of the noise, where architectures are sampled.
+            **options: of the job.
+        """
+        labelled, asked = support_images(support), query_images(queries)
+        if not fits([*labelled, *asked]):
+            size = study_image_size(self.get_study(study))
+            both = scaled([*labelled, *asked], size)
+            labelled, asked = both[: len(labelled)], both[len(labelled) :]
+        spec = few_shot_spec(labelled, asked, steps, prior_version, statistics, seed)
+        return self._create(study, spec, None, options)
 
     def get_job(self, name: str) -> pb.Job:
         """A job by name."""
-        response: pb.GetJobResponse = self._call("GetJob", pb.GetJobRequest(name=name))
-        return response.job
+        return self._call("GetJob", pb.GetJobRequest(name=name)).job  # type: ignore[no-any-return]
 
     def list_jobs(self, study: str, states: Sequence[pb.JobState] = ()) -> Iterator[pb.Job]:
         """Jobs of a study, the youngest first."""
-        for response in self._pages("ListJobs", pb.ListJobsRequest(parent=study, page_size=1000, states=states)):
-            yield from response.jobs
+        yield from self._listed("ListJobs", "jobs", parent=study, states=states)
 
     def cancel(self, name: str) -> pb.Job:
         """Cancels a job; a running one is given up as soon as its worker lets go."""
-        response: pb.CancelJobResponse = self._call("CancelJob", pb.CancelJobRequest(name=name))
-        return response.job
+        return self._call("CancelJob", pb.CancelJobRequest(name=name)).job  # type: ignore[no-any-return]
 
     def pause(self, name: str) -> pb.Job:
         """Pauses a job."""
-        response: pb.PauseJobResponse = self._call("PauseJob", pb.PauseJobRequest(name=name))
-        return response.job
+        return self._call("PauseJob", pb.PauseJobRequest(name=name)).job  # type: ignore[no-any-return]
 
     def resume(self, name: str) -> pb.Job:
         """Lets a paused job go on."""
-        response: pb.ResumeJobResponse = self._call("ResumeJob", pb.ResumeJobRequest(name=name))
-        return response.job
+        return self._call("ResumeJob", pb.ResumeJobRequest(name=name)).job  # type: ignore[no-any-return]
 
     def watch(self, name: str, resume_token: str = "") -> Iterator[pb.WatchJobResponse]:
         """The job after every change of its state and, now and then, its progress; ends after its last state.
@@ -242,26 +237,22 @@ class SearchClient(Connection):
 
     def get_prior(self, name: str) -> pb.Prior:
         """A prior: `studies/{study}/priors/{version}`, or `.../latest`."""
-        response: pb.GetPriorResponse = self._call("GetPrior", pb.GetPriorRequest(name=name))
-        return response.prior
+        return self._call("GetPrior", pb.GetPriorRequest(name=name)).prior  # type: ignore[no-any-return]
 
     def list_priors(self, study: str) -> Iterator[pb.Prior]:
         """Versions that are kept, the latest first."""
-        for response in self._pages("ListPriors", pb.ListPriorsRequest(parent=study, page_size=1000)):
-            yield from response.priors
+        yield from self._listed("ListPriors", "priors", parent=study)
 
     def upload(self, path: Path) -> pb.Dataset:
         """Stores an archive, an npz file or an image folder; what is stored already is not sent again."""
         with packed(path) as (file, title):
             header = upload_header(file, title)
             try:
-                response: pb.GetDatasetResponse = self._call(
-                    "GetDataset", pb.GetDatasetRequest(name=f"datasets/{header.sha256}")
-                )
+                found = self._call("GetDataset", pb.GetDatasetRequest(name=f"datasets/{header.sha256}"))
             except NotFoundError:
                 pass
             else:
-                return response.dataset
+                return found.dataset  # type: ignore[no-any-return]
             patience = Patience(self._patience_s)
             while True:
                 try:
@@ -273,8 +264,7 @@ class SearchClient(Connection):
 
     def list_datasets(self) -> Iterator[pb.Dataset]:
         """All uploaded files."""
-        for response in self._pages("ListDatasets", pb.ListDatasetsRequest(page_size=1000)):
-            yield from response.datasets
+        yield from self._listed("ListDatasets", "datasets")
 
     def download(self, job: str, folder: Path, names: Sequence[str] | None = None) -> list[Path]:
         """Fetches artifacts of a finished job into a folder, all of them where no names are given.
@@ -306,13 +296,20 @@ class SearchClient(Connection):
         known = named_source(data)
         return known if known is not None else pb.DataSource(dataset=self.upload(Path(str(data))).name)
 
-    def _pages(self, method: str, request: Any) -> Iterator[Any]:
+    def _create(
+        self, study: str, spec_of: SpecOf, data: str | Path | pb.DataSource | None, options: JobOptions
+    ) -> pb.Job:
+        source = None if data is None else self._source(data)
+        request = job_request(study, spec_of(source), options)
+        return self._call("CreateJob", request).job  # type: ignore[no-any-return]
+
+    def _listed(self, method: str, part: str, **fields: Any) -> Iterator[Any]:
+        token = ""
         while True:
-            response = self._call(method, request)
-            yield response
-            if not response.next_page_token:
+            response = self._call(method, page_request(method, token, **fields))
+            yield from getattr(response, part)
+            if not (token := response.next_page_token):
                 return
-            request.page_token = response.next_page_token
 
     def _call(self, method: str, request: Message) -> Any:
         patience = Patience(self._patience_s)

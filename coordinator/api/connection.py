@@ -7,12 +7,14 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import grpc
 
 from common.errors import NotFoundError
 from coordinator.api.errors import from_rpc_error
 from coordinator.api.stubs import search_pb2 as pb
+from coordinator.api.stubs import search_pb2_grpc
 
 ADDRESS_VARIABLE = "METASEARCH_ADDRESS"
 TOKEN_VARIABLE = "METASEARCH_TOKEN"
@@ -76,7 +78,7 @@ class Tls:
 
 
 class Connection:
-    """Where a client finds the service and who it is there.
+    """A client of the service: where it finds it, and who it is there.
 
     Args:
         address: HOST:PORT; `METASEARCH_ADDRESS` where not given.
@@ -88,6 +90,9 @@ class Connection:
     Raises:
         NotFoundError: there is no file that `METASEARCH_CA` names.
     """
+
+    _grpc: ModuleType
+    """`grpc`, or `grpc.aio`."""
 
     def __init__(
         self,
@@ -107,7 +112,12 @@ class Connection:
             if not ca.is_file():
                 raise NotFoundError(f"{CA_VARIABLE} names {ca}, which is not there")
             tls = Tls(ca.read_bytes())
-        self._credentials = None if tls is None else grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
+        if tls is None:
+            self._channel = self._grpc.insecure_channel(self.address, options=OPTIONS)
+        else:
+            credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
+            self._channel = self._grpc.secure_channel(self.address, credentials, options=OPTIONS)
+        self._stub = search_pb2_grpc.SearchServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
 
 # A gateway that stops sometimes says CANCELLED. A caller that cancels its own call gets no RpcError.

@@ -1,4 +1,4 @@
-"""Between the protocol's messages and our values; with `sweeps` the only one to know both. Checks all that comes in."""
+"""Between the protocol's messages and our values, as `sweeps` and `few_shot`; no others know both. Checks all input."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from common.config import DatasetRef, StudyConfig, explain, validate
 from common.derivation import Limits
 from common.derived_config import derived_config
-from common.errors import InvalidInputError, NotFoundError
+from common.errors import ConflictError, InvalidInputError, NotFoundError
 from common.evaluate_config import EvaluateConfig, load_evaluate_config
 from common.latency import MAX_TABLE_BYTES, LatencyTable
 from common.loading import apply_overrides, preset_names, preset_tree
@@ -21,9 +21,20 @@ from common.space.genotype import DerivationRule, Genotype
 from common.space.released import RELEASED
 from common.tasks import DatasetFile, TaskChoice
 from coordinator.api.errors import FieldError
+from coordinator.api.few_shot import few_shot_message, few_shot_result, few_shot_spec
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.sweeps import plain, sweep_message, sweep_result, sweep_spec
-from coordinator.jobs import AdaptSpec, EvaluateSpec, FailureReason, Job, JobSpec, JobState, MetaTrainSpec, SweepSpec
+from coordinator.jobs import (
+    AdaptSpec,
+    EvaluateSpec,
+    FailureReason,
+    FewShotSpec,
+    Job,
+    JobSpec,
+    JobState,
+    MetaTrainSpec,
+    SweepSpec,
+)
 from coordinator.store.records import DatasetRecord, Head, PriorPointer, Study
 
 ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -171,10 +182,11 @@ def job_spec(spec: pb.JobSpec, config: StudyConfig) -> JobSpec:
 
     Raises:
         FieldError: no kind, or a field out of range.
+        ConflictError: jobs of this kind are not for this study.
     """
     kind = spec.WhichOneof("kind")
     if kind is None:
-        raise FieldError("spec.kind", "give adapt, meta_train, evaluate or sweep")
+        raise FieldError("spec.kind", "give adapt, meta_train, evaluate, sweep or few_shot")
     try:
         if kind == "meta_train":
             return MetaTrainSpec(until_version=spec.meta_train.until_version or None)
@@ -182,6 +194,8 @@ def job_spec(spec: pb.JobSpec, config: StudyConfig) -> JobSpec:
             return _evaluate_spec(spec.evaluate)
         if kind == "sweep":
             return sweep_spec(spec.sweep)
+        if kind == "few_shot":
+            return few_shot_spec(spec.few_shot, config)
         return _adapt_spec(spec.adapt, config)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -190,6 +204,11 @@ def job_spec(spec: pb.JobSpec, config: StudyConfig) -> JobSpec:
 
 
 def _adapt_spec(spec: pb.AdaptSpec, config: StudyConfig) -> AdaptSpec:
+    if config.few_shot is not None:
+        raise ConflictError(
+            "the study is a few-shot study, whose prior learns from a handful of images; submit a few_shot job, or "
+            "adapt in a study without few_shot"
+        )
     if spec.derivation not in _RULES:
         raise FieldError("spec.adapt.derivation", f"is unknown, got {spec.derivation}")
     if _RULES[spec.derivation] != "top2_pairs" and (spec.max_params or spec.max_macs or spec.max_latency_ms):
@@ -378,6 +397,8 @@ def job_message(job: Job) -> pb.Job:
             message.evaluate_result.CopyFrom(_evaluate_result(summary))
         elif job.spec.kind == "sweep":
             message.sweep_result.CopyFrom(sweep_result(summary))
+        elif job.spec.kind == "few_shot":
+            message.few_shot_result.CopyFrom(few_shot_result(summary))
         else:
             message.meta_train_result.CopyFrom(pb.MetaTrainResult(**summary))
     return message
@@ -426,6 +447,8 @@ def _spec_message(spec: JobSpec) -> pb.JobSpec:
                 overrides=_recipe_overrides(spec.config),
             )
         )
+    if isinstance(spec, FewShotSpec):
+        return pb.JobSpec(few_shot=few_shot_message(spec))
     if isinstance(spec, SweepSpec):
         chosen = spec.plan.architectures
         data = None if chosen is None else _data_message(chosen.data.source, chosen.file)

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from logging import Logger
 from typing import Any, Protocol, TypeVar
@@ -108,28 +109,32 @@ async def abort(context: Any, error: MetaSearchError) -> None:
     await context.abort(grpc_code(status), status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
+@asynccontextmanager
+async def _answering(servicer: Servicer, context: Any) -> AsyncIterator[None]:
+    """A call under way: errors of ours become its status, all others a line in the log and INTERNAL."""
+    servicer.num_open += 1
+    try:
+        yield
+    except MetaSearchError as error:
+        await abort(context, error)
+    except (aio.AbortError, asyncio.CancelledError):
+        raise
+    except Exception:
+        servicer.logger.exception("a call failed")
+        await abort(context, MetaSearchError(_FAILED))
+    finally:
+        servicer.num_open -= 1
+
+
 def answers(
     method: Callable[[_S, _Request, str], Awaitable[_Response]],
 ) -> Callable[[_S, _Request, Any], Awaitable[_Response]]:
-    """Makes a gRPC method of one that takes a request and the caller's tenant: errors of ours become a status, all
-    others a line in the log and INTERNAL.
-    """
+    """Makes a gRPC method of one that takes a request and the caller's tenant, and may raise any error."""
 
     @functools.wraps(method)
     async def answer(self: _S, request: _Request, context: Any) -> _Response:
-        self.num_open += 1
-        try:
+        async with _answering(self, context):
             return await method(self, request, _caller.get().tenant)
-        except MetaSearchError as error:
-            await abort(context, error)
-        except (aio.AbortError, asyncio.CancelledError):
-            raise
-        except Exception:
-            self.logger.exception("a call failed")
-            await abort(context, MetaSearchError(_FAILED))
-        finally:
-            self.num_open -= 1
-        raise AssertionError("an aborted call goes on")
 
     return answer
 
@@ -141,18 +146,8 @@ def answers_stream(
 
     @functools.wraps(method)
     async def answer(self: _S, request: _Request, context: Any) -> AsyncIterator[_Response]:
-        self.num_open += 1
-        try:
+        async with _answering(self, context):
             async for response in method(self, request, _caller.get().tenant):
                 yield response
-        except MetaSearchError as error:
-            await abort(context, error)
-        except (aio.AbortError, asyncio.CancelledError):
-            raise
-        except Exception:
-            self.logger.exception("a call failed")
-            await abort(context, MetaSearchError(_FAILED))
-        finally:
-            self.num_open -= 1
 
     return answer

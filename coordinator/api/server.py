@@ -23,13 +23,14 @@ from common.storage import ArtifactFolder
 from common.tasks import DatasetFile
 from coordinator.api import convert
 from coordinator.api.bridge import Changes, Commits
-from coordinator.api.checks import allowed_file, check_limits, check_sources, check_sweep, new_job
+from coordinator.api.checks import allowed_file, asked_for, check_limits, check_sources, check_sweep, new_job
 from coordinator.api.errors import FieldError
+from coordinator.api.few_shot import pixels_name, pixels_of, with_pixels
 from coordinator.api.gatekeeper import answers, answers_stream
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.uploads import CHUNK_BYTES, Parts, read_header, receive
-from coordinator.jobs import AdaptSpec, Job, JobSpec, MetaTrainSpec, SweepSpec
+from coordinator.jobs import AdaptSpec, FewShotSpec, Job, JobSpec, MetaTrainSpec, SweepSpec
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import MAX_PAGE, JobStore
 from coordinator.store.records import DatasetRecord, Head, Quota, Study
@@ -126,20 +127,21 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         config = await self._config(tenant, study_id)
         spec = await self._spec(tenant, study_id, request.spec, config)
         job = new_job(tenant, study_id, spec, request)
+        pixels = b""
+        if isinstance(spec, FewShotSpec):
+            pixels = await self._call(pixels_of, request.spec.few_shot, spec)
+            job = with_pixels(job, spec, pixels, self._artifacts.url_of(pixels_name(job)))
         if not request.validate_only:
             quota = self._settings.quota_of(tenant)
-            # The URL of an uploaded file is ours to choose; all else of the request must be the same.
-            content = {
-                "spec": request.spec.SerializeToString(deterministic=True).hex(),
-                "priority": job.priority,
-                "needs_gpu": job.needs_gpu,
-                "queue_timeout_s": request.queue_timeout_s,
-                "max_attempts": job.max_attempts,
-            }
+            content = asked_for(request, job)
             request_id = request.request_id or None
             transaction, fingerprint = creation(job, request_id, quota, content)
+            if pixels:
+                await self._call(self._artifacts.write, pixels_name(job), pixels)
             blocked = await self._commits.commit(transaction)
             if blocked is not None:
+                if pixels:
+                    await self._call(self._artifacts.remove, pixels_name(job))
                 job = await self._call(self._store.created, job, request_id, quota, fingerprint, blocked)
         return pb.CreateJobResponse(job=convert.job_message(job))
 
@@ -324,6 +326,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         spec = convert.job_spec(message, config)
         if isinstance(spec, MetaTrainSpec):
             return spec
+        if isinstance(spec, FewShotSpec):
+            await self._call(self._check_version, tenant, study_id, spec)
+            return spec
         if isinstance(spec, SweepSpec) and spec.plan.architectures is None:
             await self._call(check_sweep, spec.plan.config, config, self._settings.allowed_urls)
             return spec
@@ -355,19 +360,22 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         if not isinstance(spec, AdaptSpec):
             return spec
         check_limits(spec, config)
-        if spec.prior_version is not None:
-            await self._call(self._check_version, tenant, study_id, spec.prior_version)
+        await self._call(self._check_version, tenant, study_id, spec)
         return spec
 
-    def _check_version(self, tenant: str, study_id: str, version: int) -> None:
+    def _check_version(self, tenant: str, study_id: str, spec: AdaptSpec | FewShotSpec) -> None:
+        version = spec.prior_version
+        if version is None:
+            return
         head = self._store.head(tenant, study_id)
         if version == 0 and not head.digest:
             return  # made when the first job starts
         try:
             self._store.get_prior(tenant, study_id, version)
         except NotFoundError:
+            field = f"spec.{spec.kind}.prior_version"
             raise FieldError(
-                "spec.adapt.prior_version", f"studies/{study_id} has no version {version}; the latest is {head.version}"
+                field, f"studies/{study_id} has no version {version}; the latest is {head.version}"
             ) from None
 
     def _check_room(self, tenant: str, header: pb.UploadHeader, quota: Quota) -> None:

@@ -24,7 +24,7 @@ from coordinator.html_report.axes import evenly
 from coordinator.html_report.pca import Components, principal_components
 from coordinator.html_report.provenance import PRIOR_STEM, Manifest, StoredFile, stored_files
 from coordinator.html_report.sweeps import SweepTable, is_sweep, sweep_table
-from coordinator.pareto import FRONT, Front, read_front
+from coordinator.pareto import FRONT, Front
 
 if TYPE_CHECKING:
     from common.meta.prior import Prior
@@ -36,6 +36,7 @@ CONFIG, ROUNDS, LOG, RESULT = "config.json", "rounds.jsonl", "train.log", "resul
 BEST, BEST_TRIAL = "best.json", "best"  # of a sweep
 ADAPTATION = "adapt"  # where `metasearch adapt` leaves its results in a run's folder
 PARETO = "pareto"  # likewise `metasearch pareto`
+META_TESTS = "test"  # likewise `metasearch test`, a folder for each
 DEMO_PRIORS = "service/artifacts/tenants/local/studies/demo/priors"
 MOST_HEATMAPS = 6  # versions shown
 MOST_COMPONENTS = 64  # versions whose weights are in memory together
@@ -196,9 +197,9 @@ def collect(folder: Path, origin: Origin | None = None, leave_out: Path | None =
         return _sweep(folder, origin, files)
     if (folder / CONFIG).is_file():
         return _run(folder, origin, files)
-    if (folder / FRONT).is_file():
-        front = read_front(ArtifactFolder(folder))
-        ended = origin.ended or _modified(folder / FRONT)
+    if (folder / FRONT.name).is_file():
+        front = FRONT.read(ArtifactFolder(folder))
+        ended = origin.ended or _modified(folder / FRONT.name)
         facts = {"prior": front.prior}
         return Report("front", origin.name, origin.began, ended, facts=facts, files=files, front=front)
     if not (folder / RESULT).is_file():
@@ -227,6 +228,7 @@ def _run(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
     accuracy: tuple[Accuracy, ...] = ()
     if (adaptation / RESULT).is_file():
         accuracy = collect(adaptation).accuracy
+    accuracy += _meta_tests(folder)
     return Report(
         kind="run",
         name=origin.name,
@@ -245,8 +247,29 @@ def _run(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
         config=config,
         files=files,
         notes=priors.notes,
-        front=read_front(ArtifactFolder(folder / PARETO)) if (folder / PARETO / FRONT).is_file() else None,
+        front=FRONT.read(ArtifactFolder(folder / PARETO)) if (folder / PARETO / FRONT.name).is_file() else None,
     )
+
+
+def _meta_tests(run: Path) -> tuple[Accuracy, ...]:
+    """Accuracy on test episodes, of each test that ended."""
+    if not (run / META_TESTS).is_dir():
+        return ()
+    from coordinator.meta_test import read_results
+
+    found = []
+    for result in read_results(run):
+        points = [result.accuracy[str(step)] for step in result.plan.eval_steps]
+        is_single = any(point.low is None for point in points)
+        curve = Curve(
+            tuple(point.mean for point in points),
+            None if is_single else tuple(point.low for point in points if point.low is not None),
+            None if is_single else tuple(point.high for point in points if point.high is not None),
+        )
+        title = f"{result.plan.title}, {result.num_episodes} episodes"
+        arm = f"from version {result.plan.version}"
+        found.append(Accuracy(title, result.plan.eval_steps, {arm: curve}, result.chance))
+    return tuple(found)
 
 
 def _sweep(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
@@ -364,11 +387,12 @@ def _read_priors(folder: Path, below: str, config: StudyConfig) -> _Priors:
             notes.append(f"Prior version {version} is left out, as it is damaged: {error}.")
     if not priors:
         return _Priors(notes=tuple(notes))
-    found = [_probabilities(prior, config) for prior in priors]
-    shown = evenly(len(priors), MOST_HEATMAPS)
+    found = [_probabilities(prior, config) for prior in priors if prior.has_architecture]
+    shown = evenly(len(found), MOST_HEATMAPS)
     architecture = weights = None
-    if len(priors) >= 3:
+    if len(found) >= 3:
         architecture = principal_components([np.concatenate([each.ravel() for each in by.values()]) for by in found])
+    if len(priors) >= 3:
         weights = principal_components(
             [np.concatenate([prior.vectors[name] for name in sorted(prior.weight_names)]) for prior in priors]
         )
@@ -391,7 +415,10 @@ def _probabilities(prior: "Prior", config: StudyConfig) -> dict[str, NDArray[np.
 
 
 def _found_by(priors: _Priors, config: StudyConfig) -> Found | None:
-    """The architecture that the latest kept version stands for."""
+    """The architecture that the latest kept version stands for, or the study's own."""
+    if config.few_shot is not None and config.few_shot.genotype is not None:
+        genotype = config.few_shot.genotype
+        return Found(genotype, "The study's own, which learns weights alone.", _cost(genotype, config))
     if not priors.posteriors:
         return None
     latest = priors.posteriors[-1]

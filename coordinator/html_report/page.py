@@ -46,6 +46,7 @@ _COUNTED: Mapping[str, str] = {
     "unlisted": "without a manifest",
     "withheld": "secret, and not read",
 }
+_NO_ARCHITECTURE = "The study learns weights alone: few_shot.network gives its network."
 _LIGHT = "--paper:#fff;--raised:#f3f4f6;--ink:#1b1f24;--muted:#59616b;--rule:#d9dde2;--link:#0b5cad;--bad:#a4262c;"
 _DARK = "--paper:#14171b;--raised:#20252b;--ink:#e8eaed;--muted:#a5adb7;--rule:#363d46;--link:#7fb8f5;--bad:#ff8f8f;"
 
@@ -190,6 +191,8 @@ def _summary(report: Report) -> Markup:
     if report.rounds and "train_loss_last" in report.rounds[-1]:
         first, last = (report.rounds[-1].get(f"train_loss_{end}", float("nan")) for end in ("first", "last"))
         facts.append(("Loss in the last round", f"{first:.3f} to {last:.3f} nats"))
+    if report.rounds and "query_accuracy" in report.rounds[-1]:
+        facts.append(("Query accuracy in the last round", percent(report.rounds[-1]["query_accuracy"])))
     facts += [(f"Accuracy, {panel.title}: {arm}", _last(panel, arm)) for panel in report.accuracy for arm in panel.arms]
     if report.found is not None and report.found.cost is not None:
         cost = report.found.cost
@@ -225,6 +228,8 @@ def _curves(report: Report) -> Markup:
         caption = "Training objective of a round's tasks, mean over its tasks"
         charts.append(line_chart(caption, "Round", "Loss (nats)", _versions(report), lines))
         moves = [Line("Length of the move", _metric(report, "update_norm"))]
+        if "query_accuracy" in report.rounds[-1]:
+            charts += _query_charts(report)
         caption = "How far a round moved the prior's weights"
         charts.append(line_chart(caption, "Round", "Length of the move", _versions(report), moves))
     if not charts:
@@ -232,7 +237,21 @@ def _curves(report: Report) -> Markup:
     return _charts(charts)
 
 
+def _query_charts(report: Report) -> list[Markup]:
+    """What few-shot tasks of meta-training did on their query images."""
+    accuracy = [Line("Accuracy", _metric(report, "query_accuracy"))]
+    losses = [Line("Loss (nats)", _metric(report, "query_loss"))]
+    caption = "on the query images of a round's tasks, after their last step"
+    versions = _versions(report)
+    return [
+        line_chart(f"Accuracy {caption}", "Round", "Accuracy", versions, accuracy, percent, (0.0, 1.0)),
+        line_chart(f"Loss {caption}", "Round", "Loss (nats)", versions, losses),
+    ]
+
+
 def _cells(report: Report) -> Markup:
+    if report.found is None and _has_no_architecture(report):
+        return _missing(_NO_ARCHITECTURE)
     if report.found is None:
         return _missing("There is no architecture to draw: the folder holds no intact prior.")
     origin = report.found.origin
@@ -241,7 +260,15 @@ def _cells(report: Report) -> Markup:
     return joined(element("p", origin), cell_figures(report.found.genotype))
 
 
+def _has_no_architecture(report: Report) -> bool:
+    """Whether the study's network leaves no architecture to learn."""
+    few_shot = None if report.config is None else report.config.few_shot
+    return few_shot is not None and not few_shot.learns_architecture
+
+
 def _posterior(report: Report) -> Markup:
+    if _has_no_architecture(report):
+        return _missing(_NO_ARCHITECTURE)
     parts: list[Content] = []
     if report.posteriors:
         kinds = list(report.posteriors[0].probabilities)
@@ -308,16 +335,15 @@ def _components(report: Report) -> Markup:
     count = len(report.component_versions)
     if report.kind == "adaptation":
         return _missing("An adaptation starts from one version of a prior; its course is in the run's report.")
-    if report.architecture_components is None or report.weight_components is None:
+    if report.weight_components is None:
         return _missing(
             f"Principal components need at least 3 versions of the prior, {count} are kept; "
             "set checkpoint.keep_last to keep more."
         )
     names = [str(version) for version in report.component_versions]
-    charts = [
-        _component_chart("Architecture posterior", report.architecture_components, names),
-        _component_chart("Weights", report.weight_components, names),
-    ]
+    charts = [_component_chart("Weights", report.weight_components, names)]
+    if report.architecture_components is not None:
+        charts.insert(0, _component_chart("Architecture posterior", report.architecture_components, names))
     text = (
         f"The first two principal components of {count} kept versions ({_ranges(report.component_versions)}), "
         "in their order. Points are labelled by version."

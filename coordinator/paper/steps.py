@@ -56,7 +56,8 @@ from coordinator.paper.experiments import (
 )
 from coordinator.paper.images import PreparedImages, prepare_images
 from workers.environment import environment
-from workers.job import MANIFEST, RESULT, describe, evaluation_steps, find_genotype
+from workers.job import describe, evaluation_steps, find_genotype
+from workers.results import MANIFEST, RESULT
 
 PAPER = "paper.json"
 META, ADAPTATIONS, FIGURE4, EVALUATIONS = "meta", "adaptations", "figure4", "evaluations"

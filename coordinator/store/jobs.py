@@ -17,7 +17,7 @@ from common.errors import (
     UnavailableError,
 )
 from coordinator import jobs
-from coordinator.jobs import ACTIVE, AdaptSpec, Failure, Job, JobState
+from coordinator.jobs import ACTIVE, AdaptSpec, Failure, FewShotSpec, Job, JobState
 from coordinator.store.ledger import Add, Delete, Expect, Ledger, Put, Stored, Transaction
 from coordinator.store.records import (
     DatasetRecord,
@@ -29,6 +29,7 @@ from coordinator.store.records import (
     QueueEntry,
     Quota,
     Study,
+    bytes_counter,
     dump,
     job_key,
     prior_key,
@@ -127,7 +128,7 @@ class JobStore:
                 if stored is not None:
                     job = read_job(stored)
                     found.add(-1 if job.base_version is None else job.base_version)
-                    if isinstance(job.spec, AdaptSpec) and job.spec.prior_version is not None:
+                    if isinstance(job.spec, AdaptSpec | FewShotSpec) and job.spec.prior_version is not None:
                         found.add(job.spec.prior_version)
         return found
 
@@ -212,7 +213,7 @@ class JobStore:
 
         Raises:
             AlreadyExistsError: the request id made another job.
-            QuotaError: too many jobs of the tenant are queued.
+            QuotaError: too many jobs of the tenant are queued, or its data would exceed its limit.
         """
         transaction, fingerprint = creation(job, request_id, quota, fingerprint_of)
         return self.created(job, request_id, quota, fingerprint, self.ledger.commit(transaction))
@@ -228,6 +229,8 @@ class JobStore:
         if blocked is None:
             return job
         if isinstance(blocked, Add):
+            if blocked.counter == bytes_counter(job.tenant):
+                raise _no_room(job.tenant, blocked)
             raise QuotaError(f"{quota.max_queued} jobs of tenant {job.tenant} are queued, its limit; try again later")
         mark = request_key(job.tenant, request_id)
         if blocked.key != mark:
@@ -285,12 +288,10 @@ class JobStore:
             QuotaError: the tenant's data would exceed its limit.
         """
         key = f"dataset/{tenant}/{dataset.sha256}"
-        adds = [Add(f"bytes/{tenant}", dataset.num_bytes, quota.max_stored_bytes)]
+        adds = [Add(bytes_counter(tenant), dataset.num_bytes, quota.max_stored_bytes)]
         blocked = self.ledger.commit(Transaction([Expect(key, 0)], [Put(key, dump(dataset))], adds))
         if isinstance(blocked, Add):
-            raise QuotaError(
-                f"{dataset.num_bytes} bytes more exceed the {quota.max_stored_bytes} that tenant {tenant} may store"
-            )
+            raise _no_room(tenant, blocked)
         return dataset if blocked is None else self.get_dataset(tenant, dataset.sha256)
 
     def get_dataset(self, tenant: str, sha256: str) -> DatasetRecord:
@@ -504,6 +505,10 @@ class JobStore:
 
 class SupersededError(ConflictError):
     """Another coordinator is in charge; this one must stop."""
+
+
+def _no_room(tenant: str, blocked: Add) -> QuotaError:
+    return QuotaError(f"{blocked.amount} bytes more exceed the {blocked.at_most} that tenant {tenant} may store")
 
 
 def _contended() -> MetaSearchError:

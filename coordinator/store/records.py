@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import Field
 
 from common.config import Frozen
-from coordinator.jobs import Job
+from coordinator.jobs import FewShotSpec, Job
 from coordinator.store.ledger import Stored
 
 _PRIORITIES = 10
@@ -108,6 +108,7 @@ class QueueEntry(Frozen):
     study: str
     job_id: str
     moves_prior: bool = False
+    is_quick: bool = False
     needs_gpu: bool = False
     not_before_s: float = 0.0
     queue_deadline_s: float | None = None
@@ -175,11 +176,17 @@ def queue_entry(job: Job) -> dict[str, Any]:
         study=job.study,
         job_id=job.job_id,
         moves_prior=job.spec.moves_prior,
+        is_quick=isinstance(job.spec, FewShotSpec),
         needs_gpu=job.needs_gpu,
         not_before_s=job.not_before_s,
         queue_deadline_s=job.queue_deadline_s,
     )
     return entry.model_dump(mode="json", exclude_defaults=True)
+
+
+def bytes_counter(tenant: str) -> str:
+    """Counts what a tenant has uploaded."""
+    return f"bytes/{tenant}"
 
 
 def event_key(job: Job, revision: int) -> str:

@@ -5,9 +5,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coordinator.jobs import ACTIVE, Job, JobState
+from coordinator.jobs import ACTIVE, FewShotSpec, Job, JobState
 from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
-from coordinator.store.records import Quota, dump, event_key, job_key, queue_entry, queue_key, read_job, request_key
+from coordinator.store.records import (
+    Quota,
+    bytes_counter,
+    dump,
+    event_key,
+    job_key,
+    queue_entry,
+    queue_key,
+    read_job,
+    request_key,
+)
 
 
 def creation(
@@ -29,6 +39,8 @@ def creation(
         expects.insert(0, Expect(mark, 0))
         changes.append(Put(mark, {"job": key, "fingerprint": fingerprint}))
     adds = [Add(f"queued/{job.tenant}", 1, quota.max_queued)]
+    if isinstance(job.spec, FewShotSpec):  # its images came with the request
+        adds.append(Add(bytes_counter(job.tenant), job.spec.num_bytes, quota.max_stored_bytes))
     return Transaction(expects, changes, adds, topic=job.job_id), fingerprint
 
 

@@ -288,7 +288,7 @@ def test_validate_only_checks_and_creates_no_job(either: Any, client: SearchClie
         ({"queue_timeout_s": float("inf")}, "queue_timeout_s", "inf"),
         ({"request_id": "not-one"}, "request_id", "UUID4"),
         ({"request_id": str(uuid.uuid1())}, "request_id", "UUID4"),
-        ({"data": None, "spec": pb.JobSpec()}, "spec.kind", "adapt, meta_train, evaluate or sweep"),
+        ({"data": None, "spec": pb.JobSpec()}, "spec.kind", "adapt, meta_train, evaluate, sweep or few_shot"),
         ({"data": None, "spec": pb.JobSpec(meta_train=pb.MetaTrainSpec(until_version=-1))}, None, "-1"),
     ],
 )

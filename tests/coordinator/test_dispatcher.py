@@ -30,14 +30,15 @@ from common.errors import (
     MetaSearchError,
     UnavailableError,
 )
+from common.few_shot_config import FewShotConfig
 from common.loading import load
-from common.messages import AdaptRequest, AdaptResult, JobRequest, JobResult, LocalUpdate
+from common.messages import AdaptRequest, AdaptResult, FewShotRequest, JobRequest, JobResult, LocalUpdate
 from common.meta.prior import Prior, initial_prior
 from common.storage import ArtifactFolder
-from common.tasks import TaskChoice
+from common.tasks import DatasetFile, FewShotTask, TaskChoice
 from coordinator import outer, study
 from coordinator.dispatcher import Dispatcher
-from coordinator.jobs import AdaptSpec, FailureReason, Job, JobState, MetaTrainSpec
+from coordinator.jobs import AdaptSpec, FailureReason, FewShotSpec, Job, JobState, MetaTrainSpec
 from coordinator.local import LocalExecutor
 from coordinator.pool import Outcome
 from coordinator.settings import ServiceSettings
@@ -46,6 +47,8 @@ from coordinator.store.ledger import Add, Expect, Put, Stored, Transaction
 from coordinator.store.records import Quota, Study
 from coordinator.store.sqlite import SqliteLedger
 from workers.actor import WorkerStatus
+from workers.data.handful import Handful
+from workers.few_shot_job import run_few_shot
 from workers.job import run_job
 from workers.runner import TaskRunner
 
@@ -63,7 +66,8 @@ CHOICE = TaskChoice(
 ADAPT = AdaptSpec(choice=CHOICE)
 CONTRIBUTE = AdaptSpec(choice=CHOICE, contribute=True)
 TRAIN = MetaTrainSpec()
-TENANT, STUDY = "lab", "digits"
+TENANT, STUDY, HANDFULS = "lab", "digits", "handfuls"
+FEW_SHOT = CONFIG.model_copy(update={"few_shot": FewShotConfig(test_steps=1)})
 DAY_S = 86_400.0
 RUNNER = TaskRunner(torch.device("cpu"))
 
@@ -181,9 +185,13 @@ class FakePool:
 
     @property
     def num_pending(self) -> int:
-        return len(self.calls)
+        return len(self.calls) - self.num_quick
 
-    def submit(self, key: str, request: AdaptRequest | JobRequest, prior: Prior) -> None:
+    @property
+    def num_quick(self) -> int:
+        return sum(isinstance(request, FewShotRequest) for request, _ in self.calls.values())
+
+    def submit(self, key: str, request: AdaptRequest | JobRequest | FewShotRequest, prior: Prior) -> None:
         assert key not in self.calls
         self.calls[key] = (request, prior)
 
@@ -230,7 +238,9 @@ class Memory:
 
     results: dict[Any, tuple[Any, dict[str, bytes]]]
 
-    def __call__(self, request: AdaptRequest | JobRequest, prior: Prior) -> Any:
+    def __call__(self, request: AdaptRequest | JobRequest | FewShotRequest, prior: Prior) -> Any:
+        if isinstance(request, FewShotRequest):
+            return run_few_shot(RUNNER, prior, request)
         if isinstance(request, AdaptRequest):
             key: Any = (request.task.task_id, prior.digest())
             if key not in self.results:
@@ -265,11 +275,12 @@ class Scene:
         self.settings = ServiceSettings(store="sqlite:unused", artifacts=str(folder / "artifacts"), **settings)
         self.ran: list[str] = []
         self.num_jobs = 0
-        for name in (STUDY, "letters"):
-            config = CONFIG.model_dump(mode="json")
-            self.users.create_study(Study(tenant=TENANT, study=name, config=config, created_s=self.clock.wall_s))
+        for name, config in ((STUDY, CONFIG), ("letters", CONFIG), (HANDFULS, FEW_SHOT)):
+            self.users.create_study(
+                Study(tenant=TENANT, study=name, config=config.model_dump(mode="json"), created_s=self.clock.wall_s)
+            )
 
-    def submit(self, spec: AdaptSpec | MetaTrainSpec, **fields: Any) -> Job:
+    def submit(self, spec: AdaptSpec | MetaTrainSpec | FewShotSpec, **fields: Any) -> Job:
         self.num_jobs += 1
         plain = {"tenant": TENANT, "study": STUDY, "job_id": f"{self.num_jobs:04d}", "created_s": self.clock.wall_s}
         job = Job(**{**plain, "spec": spec, **fields})
@@ -1258,3 +1269,103 @@ def test_progress_of_workers_reaches_the_job(scene: Scene) -> None:
     lease_s = scene.job(job).lease_until_s
     scene.turns(dispatcher, 60)
     assert scene.job(job).lease_until_s > max(lease_s, scene.clock.wall_s), "the lease is renewed"
+
+
+# A handful of images
+
+
+def handful(scene: Scene, **changes: Any) -> FewShotSpec:
+    """A job whose pixels are where the gateway puts them: noise, of three classes."""
+    noise = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 1), np.uint8)
+    data = Handful(noise[:3], noise[3:]).to_bytes()
+    ArtifactFolder(str(scene.folder)).write("images.npz", data)
+    task = FewShotTask(
+        classes=("a", "b", "c"),
+        labels=(0, 1, 2),
+        support_names=("x", "y", "z"),
+        query_names=tuple("pqrs"),
+        image_size=16,
+    )
+    file = DatasetFile(url=f"file://{scene.folder}/images.npz", sha256=hashlib.sha256(data).hexdigest(), suffix=".npz")
+    return FewShotSpec(**{"task": task, "file": file, "num_bytes": len(data), **changes})
+
+
+def end(scene: Scene, dispatcher: Dispatcher, *jobs: Job) -> None:
+    scene.run(dispatcher, lambda: all(scene.job(job).state.is_terminal for job in jobs))
+
+
+def likely(job: Job) -> list[list[float]]:
+    assert job.state is JobState.SUCCEEDED and job.result is not None, job
+    return [found["probabilities"] for found in job.result["summary"]["predictions"]]  # type: ignore[index, call-overload, union-attr]
+
+
+def test_a_few_shot_job_starts_although_long_ones_hold_all_workers(scene: Scene) -> None:
+    dispatcher = scene.coordinator()
+    pool: FakePool = dispatcher.pool  # type: ignore[assignment]
+    long_jobs = [scene.submit(ADAPT) for _ in range(6)]
+    pool.held = lambda key: key in {job.job_id for job in long_jobs}
+    scene.turns(dispatcher, 3)
+    assert pool.num_pending == 4, "two for each worker"
+    quick = [scene.submit(handful(scene), study=HANDFULS, priority=8) for _ in range(2)]
+    end(scene, dispatcher, *quick)
+    assert pool.num_pending == 4, "and no long one more"
+    assert likely(scene.job(quick[0])) == likely(scene.job(quick[1]))
+    pool.held = lambda key: False
+    scene.finish(dispatcher)
+    check_consistent(scene)
+
+
+def test_few_shot_jobs_fill_the_room_that_they_have_and_no_more(scene: Scene) -> None:
+    dispatcher = scene.coordinator()
+    pool: FakePool = dispatcher.pool  # type: ignore[assignment]
+    pool.held = lambda key: True
+    for _ in range(6):
+        scene.submit(ADAPT)
+        scene.submit(handful(scene), study=HANDFULS, priority=8)
+    scene.turns(dispatcher, 3)
+    assert (pool.num_pending, pool.num_quick) == (4, 4)
+
+
+def test_a_few_shot_job_whose_worker_is_lost_runs_again_to_the_same_answer(scene: Scene) -> None:
+    dispatcher = scene.coordinator()
+    pool: FakePool = dispatcher.pool  # type: ignore[assignment]
+    undisturbed = scene.submit(handful(scene), study=HANDFULS)
+    end(scene, dispatcher, undisturbed)
+    lost = iter([True, True])
+    pool.script = lambda key, request, prior: Outcome(key, lost="the worker died") if next(lost, False) else None
+    disturbed = scene.submit(handful(scene), study=HANDFULS)
+    end(scene, dispatcher, disturbed)
+    found = scene.job(disturbed)
+    assert (found.attempt, found.failures) == (3, 2)
+    assert likely(found) == likely(scene.job(undisturbed))
+
+
+def test_a_few_shot_job_that_is_cancelled_is_taken_back(scene: Scene) -> None:
+    dispatcher = scene.coordinator()
+    pool: FakePool = dispatcher.pool  # type: ignore[assignment]
+    pool.held = lambda key: True
+    job = scene.submit(handful(scene), study=HANDFULS)
+    scene.turns(dispatcher, 2)
+    scene.users.cancel_job(TENANT, HANDFULS, job.job_id, scene.clock.wall_s)
+    end(scene, dispatcher, job)
+    assert scene.job(job).state is JobState.CANCELLED and pool.abandoned == [job.job_id]
+
+
+def test_steps_statistics_and_version_of_a_few_shot_job_are_those_that_it_names(scene: Scene) -> None:
+    dispatcher = scene.coordinator()
+    plain = scene.submit(handful(scene), study=HANDFULS)
+    other = scene.submit(handful(scene, steps=0, statistics="inductive", prior_version=0), study=HANDFULS)
+    missing = scene.submit(handful(scene, prior_version=3), study=HANDFULS)
+    end(scene, dispatcher, plain, other, missing)
+    summaries = [scene.job(job).result["summary"] for job in (plain, other)]  # type: ignore[index]
+    assert [(each["steps"], each["statistics"]) for each in summaries] == [(1, "transductive"), (0, "inductive")]  # type: ignore[index, call-overload]
+    failure = scene.job(missing).failure
+    assert failure is not None and failure.reason is FailureReason.NOT_FOUND
+
+
+def test_images_that_are_gone_fail_the_few_shot_job_and_name_them(scene: Scene) -> None:
+    job = scene.submit(handful(scene), study=HANDFULS)
+    (scene.folder / "images.npz").unlink()
+    end(scene, scene.coordinator(), job)
+    failure = scene.job(job).failure
+    assert failure is not None and failure.reason is FailureReason.NOT_FOUND and "images.npz" in failure.message

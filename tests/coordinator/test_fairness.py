@@ -161,3 +161,20 @@ def test_picking_until_nothing_is_left_keeps_the_order_of_every_studys_prior(
         assert ran == submitted[: len(ran)]
     if has_gpu:
         assert not waiting
+
+
+def test_where_there_is_room_for_one_kind_of_job_alone_the_first_of_them_is_next() -> None:
+    queues = {
+        "a": [entry("a", "a1"), entry("a", "a2", is_quick=True)],
+        "b": [entry("b", "b1", is_quick=True, not_before_s=NOW_S + 1), entry("b", "b2")],
+    }
+    running = {"a": 5}
+
+    def found(**room: bool) -> str | None:
+        next_one = pick(queues, running, {}, frozenset(), False, NOW_S, **room)
+        return None if next_one is None else next_one.job_id
+
+    assert found() == "b2"
+    assert found(takes_long=False) == "a2", "the quick one of b waits for another attempt"
+    assert found(takes_quick=False) == "b2"
+    assert found(takes_quick=False, takes_long=False) is None

@@ -203,7 +203,7 @@ def test_the_drawing_has_each_point_with_its_interval_at_its_place(tmp_path):
 
 def test_a_report_of_a_front_shows_every_point_and_escapes_its_words(tmp_path):
     front = front_of(points_of((10, 0.5), (20, 0.4), (30, 0.8))).model_copy(update={"task": "<b>cats</b>"})
-    (tmp_path / FRONT).write_text(front.model_dump_json())
+    (tmp_path / FRONT.name).write_text(front.model_dump_json())
     text = page(collect(tmp_path))
     assert "Pareto front of one prior" in text
     assert "2 of 3 points are on the front" in text
@@ -211,7 +211,7 @@ def test_a_report_of_a_front_shows_every_point_and_escapes_its_words(tmp_path):
     assert "40.0 % to 60.0 %" in text
     assert "<b>cats" not in text
     assert "&lt;b&gt;cats" in text
-    (tmp_path / FRONT).write_text("{}")
+    (tmp_path / FRONT.name).write_text("{}")
     with pytest.raises(CorruptArtifactError, match=r"pareto\.json is damaged"):
         collect(tmp_path)
 
@@ -219,7 +219,7 @@ def test_a_report_of_a_front_shows_every_point_and_escapes_its_words(tmp_path):
 def test_an_untrained_front_shows_log_probabilities(tmp_path):
     points = find_points(plan(), default_limits(plan(), posterior(1), CONFIG), [posterior(1)], CONFIG)
     front = front_of(list(points))
-    (tmp_path / FRONT).write_text(front.model_dump_json())
+    (tmp_path / FRONT.name).write_text(front.model_dump_json())
     text = page(collect(tmp_path))
     assert "Log probability (nats)" in text
     assert f"{math.log(points[0].probability):.4g}" in text

@@ -19,14 +19,13 @@ from common.sweep_config import validate_sweep
 from common.sweep_plan import SweepPlan
 from coordinator.architectures import candidates_of
 from coordinator.sweep import (
+    PLAN,
     Trial,
     best_of,
     check_any,
     check_same_plan,
     interval_of,
-    read_plan,
     spent_s,
-    store_plan,
     store_results,
 )
 
@@ -85,15 +84,15 @@ def test_the_interval_of_a_full_network_is_that_of_its_validation_images() -> No
 def test_a_sweep_goes_on_under_its_own_plan_but_for_the_budget(tmp_path: Path) -> None:
     folder = ArtifactFolder(tmp_path)
     with pytest.raises(NotFoundError, match="holds no sweep"):
-        read_plan(folder)
-    store_plan(folder, plan(trials=3))
-    assert read_plan(folder) == plan(trials=3)
-    check_same_plan(read_plan(folder), plan(trials=3, max_seconds=5.0))
+        PLAN.read(folder)
+    PLAN.store(folder, plan(trials=3))
+    assert PLAN.read(folder) == plan(trials=3)
+    check_same_plan(PLAN.read(folder), plan(trials=3, max_seconds=5.0))
     with pytest.raises(ConflictError, match="another config"):
-        check_same_plan(read_plan(folder), plan(trials=4))
+        check_same_plan(PLAN.read(folder), plan(trials=4))
     folder.write("sweep.json", b"{")
     with pytest.raises(CorruptArtifactError, match="damaged"):
-        read_plan(folder)
+        PLAN.read(folder)
 
 
 def test_candidates_are_those_of_a_runs_latest_prior(tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
 """Priors and updates small enough to work out by hand, and random ones of any study's shape."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from common.config import StudyConfig, validate
 from common.loading import load
-from common.messages import AdaptRequest, AdaptResult, Evaluation, LocalUpdate
-from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior
+from common.messages import AdaptRequest, AdaptResult, Evaluation, LocalUpdate, MetaGradient, Update
+from common.meta.prior import ADAM_FIRST_PREFIX, ADAM_SECOND_PREFIX, ALPHA, LOG_SIGMA_PREFIX, Prior
 from common.streams import stream
 
 TINY_OPS = ("skip_connect", "sep_conv_3x3")
 TINY_EXAMPLES = 10  # num_ways * train_per_class: the number of images that weighs 1
 
 
-def tiny_config(rounds: int = 5, normalisation: str = "edge", **outer: object) -> StudyConfig:
+def tiny_config(
+    rounds: int = 5, normalisation: str = "edge", few_shot: Mapping[str, object] | None = None, **outer: object
+) -> StudyConfig:
     """One kind of cell, one node, two ops: two edges, four architecture logits; heads of 16 and 32 pixels."""
     return validate(
         {
@@ -29,6 +32,7 @@ def tiny_config(rounds: int = 5, normalisation: str = "edge", **outer: object) -
             "families": [
                 {"data": {"source": "digits"}, "image_size": 16, "num_ways": 2, "train_per_class": 5},
             ],
+            "few_shot": few_shot,
             "outer": outer,
         }
     )
@@ -91,7 +95,27 @@ def random_update(
     )
 
 
-def result_of(update: LocalUpdate | None, task_id: str, losses: Sequence[float] = (2.0, 1.0)) -> AdaptResult:
+def few_shot_prior(version: int = 0, with_moments: bool = True, **vectors: object) -> Prior:
+    """A prior for `tiny_config` with `few_shot`: one head, the classifier of two classes and two features, moments."""
+    plain = tiny_prior(version=version, classifier=[0.1, -0.1, 0.2, -0.2, 0.0, 0.0], **vectors)
+    learnt = {name: plain.vectors[name] for name in ("body", "head/16", "classifier", ALPHA)}
+    prefixes = (ADAM_FIRST_PREFIX, ADAM_SECOND_PREFIX) if with_moments else ()
+    moments = {prefix + name: np.zeros_like(vector) for name, vector in learnt.items() for prefix in prefixes}
+    return replace(plain, vectors={**learnt, **moments})
+
+
+def random_meta_gradient(
+    prior: Prior, task_id: str, seed: int = 0, num_examples: int = TINY_EXAMPLES, scale: float = 0.1
+) -> MetaGradient:
+    """An acceptable meta-gradient of the shape of `prior`, with a number of its own for each (seed, task)."""
+    gradients = {
+        name: (scale * stream(seed, task_id, name).normal(size=prior.vectors[name].shape)).astype(np.float32)
+        for name in prior.learnt_names
+    }
+    return MetaGradient(task_id, prior.version, num_examples, gradients)
+
+
+def result_of(update: Update | None, task_id: str, losses: Sequence[float] = (2.0, 1.0)) -> AdaptResult:
     """The result that carries `update`, as a worker would send it."""
     probabilities: Mapping[str, np.ndarray] = {}
     return AdaptResult(task_id, update, probabilities, tuple(losses), (Evaluation(0, 0.5, 1.0),), 0.5, 100.0)

@@ -89,24 +89,34 @@ def read_archive(path: Path, image_size: int, limits: ArchiveLimits = DEFAULT_LI
         InvalidInputError: broken archive; a member that is a link or device, lies outside, is too large or is not a
             readable image; an image outside class folders; a class without images.
     """
+    decoded: dict[str, list[tuple[str, Square]]] = defaultdict(list)
+    num_bytes = 0
+    for class_name, name, data in archived_images(path, limits):
+        image = decode_squares(data, f"{path}: {name}", (image_size,))[0]
+        num_bytes += image.nbytes
+        if num_bytes > limits.max_pixel_bytes:
+            raise InvalidInputError(
+                f"{path} holds more than {limits.max_pixel_bytes} bytes of images at {image_size} px; "
+                "unpack it and pass the folder"
+            )
+        decoded[class_name].append((name, image))
+    colour = any(image.shape[2] == 3 for images in decoded.values() for _, image in images)
+    return _sorted_classes(decoded, 3 if colour else 1)
+
+
+def archived_images(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> Iterator[tuple[str, str, bytes]]:
+    """Class, name and content of every image file of a zip or tar archive, in the archive's order.
+
+    Raises:
+        InvalidInputError: as `read_archive`, but for images that are not readable.
+    """
     try:
         with closing(_open(path)) as archive:
             class_of = assign_classes(_checked(archive.members(), path, limits), path)
-            decoded: dict[str, list[tuple[str, Square]]] = defaultdict(list)
-            num_bytes = 0
             for name, data in archive.contents(class_of):
-                image = decode_squares(data, f"{path}: {name}", (image_size,))[0]
-                num_bytes += image.nbytes
-                if num_bytes > limits.max_pixel_bytes:
-                    raise InvalidInputError(
-                        f"{path} holds more than {limits.max_pixel_bytes} bytes of images at {image_size} px; "
-                        "unpack it and pass the folder"
-                    )
-                decoded[class_of[name]].append((name, image))
+                yield class_of[name], name, data
     except _BROKEN as error:
         raise InvalidInputError(f"{path} is not a readable archive ({error}); pack it again") from None
-    colour = any(image.shape[2] == 3 for images in decoded.values() for _, image in images)
-    return _sorted_classes(decoded, 3 if colour else 1)
 
 
 def check_archive(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> None:

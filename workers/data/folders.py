@@ -19,7 +19,7 @@ def files_by_class(folder: Path) -> Mapping[str, tuple[Path, ...]]:
     if not folder.is_dir():
         raise NotFoundError(f"there is no folder {folder}")
     classes = {
-        child.name: tuple(sorted(_image_files(child)))
+        child.name: tuple(sorted(image_files(child)))
         for child in sorted(folder.iterdir())
         if child.is_dir() and not child.name.startswith(".")
     }
@@ -52,7 +52,8 @@ def read_folder(classes: Mapping[str, tuple[Path, ...]], image_size: int) -> Ite
         yield ClassImages(name, name, stack_images(squares))
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
+    """Image files at any depth, in no order. Hidden files and folders are passed over."""
     for where, subfolders, names in os.walk(folder, followlinks=False):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:

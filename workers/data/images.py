@@ -17,6 +17,10 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Endings, in lower case, of the files that are taken for images. Others are passed over."""
 
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+"""What these endings stand for, in Pillow's words. No other kind is tried, whatever a file is called: some, such as
+PostScript, start programs of the machine."""
+
 MAX_IMAGE_PIXELS = 89_478_485
 """Largest image that is decoded, 256 MiB as RGB. Headers that promise more are taken for decompression bombs."""
 
@@ -43,7 +47,7 @@ def decode_squares(
     """
     largest = max(image_sizes)
     try:
-        with Image.open(_opened(data)) as file:
+        with Image.open(_opened(data), formats=IMAGE_FORMATS) as file:
             _check_pixels(file, name)
             # JPEG decodes at a half, quarter or eighth: much less work, and still at least twice the target.
             file.draft(None, (2 * largest, 2 * largest))
@@ -57,6 +61,21 @@ def decode_squares(
         raise InvalidInputError(_unreadable(name, error)) from None
 
 
+def num_pixels(data: bytes, name: str) -> int:
+    """How many pixels an image file has, by its header.
+
+    Raises:
+        InvalidInputError: not an image, or one that promises more than Pillow ever decodes.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as file:
+            return file.width * file.height
+    except _BOMBS:
+        raise InvalidInputError(_too_large(name)) from None
+    except _UNREADABLE as error:
+        raise InvalidInputError(_unreadable(name, error)) from None
+
+
 def is_gray(path: Path) -> bool:
     """Whether an image file has one channel, by its header.
 
@@ -64,7 +83,7 @@ def is_gray(path: Path) -> bool:
         InvalidInputError: not an image, or larger than `MAX_IMAGE_PIXELS`.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=IMAGE_FORMATS) as file:
             _check_pixels(file, str(path))
             return _gray(file)
     except _BOMBS:

@@ -28,6 +28,12 @@ class DerivationRule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DERIVATION_RULE_DARTS: _ClassVar[DerivationRule]
     DERIVATION_RULE_SAMPLE: _ClassVar[DerivationRule]
 
+class BatchStatistics(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BATCH_STATISTICS_UNSPECIFIED: _ClassVar[BatchStatistics]
+    BATCH_STATISTICS_TRANSDUCTIVE: _ClassVar[BatchStatistics]
+    BATCH_STATISTICS_INDUCTIVE: _ClassVar[BatchStatistics]
+
 class FailureReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FAILURE_REASON_UNSPECIFIED: _ClassVar[FailureReason]
@@ -50,6 +56,9 @@ DERIVATION_RULE_UNSPECIFIED: DerivationRule
 DERIVATION_RULE_TOP2_PAIRS: DerivationRule
 DERIVATION_RULE_DARTS: DerivationRule
 DERIVATION_RULE_SAMPLE: DerivationRule
+BATCH_STATISTICS_UNSPECIFIED: BatchStatistics
+BATCH_STATISTICS_TRANSDUCTIVE: BatchStatistics
+BATCH_STATISTICS_INDUCTIVE: BatchStatistics
 FAILURE_REASON_UNSPECIFIED: FailureReason
 FAILURE_REASON_INVALID_INPUT: FailureReason
 FAILURE_REASON_NOT_FOUND: FailureReason
@@ -196,17 +205,45 @@ class SweepSpec(_message.Message):
     data: DataSource
     def __init__(self, config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., architectures: _Optional[_Iterable[_Union[ScoredGenotype, _Mapping]]] = ..., data: _Optional[_Union[DataSource, _Mapping]] = ...) -> None: ...
 
+class FewShotImage(_message.Message):
+    __slots__ = ("name", "label", "content")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    label: str
+    content: bytes
+    def __init__(self, name: _Optional[str] = ..., label: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class FewShotSpec(_message.Message):
+    __slots__ = ("support", "queries", "steps", "prior_version", "statistics", "seed")
+    SUPPORT_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    support: _containers.RepeatedCompositeFieldContainer[FewShotImage]
+    queries: _containers.RepeatedCompositeFieldContainer[FewShotImage]
+    steps: int
+    prior_version: int
+    statistics: BatchStatistics
+    seed: int
+    def __init__(self, support: _Optional[_Iterable[_Union[FewShotImage, _Mapping]]] = ..., queries: _Optional[_Iterable[_Union[FewShotImage, _Mapping]]] = ..., steps: _Optional[int] = ..., prior_version: _Optional[int] = ..., statistics: _Optional[_Union[BatchStatistics, str]] = ..., seed: _Optional[int] = ...) -> None: ...
+
 class JobSpec(_message.Message):
-    __slots__ = ("adapt", "meta_train", "evaluate", "sweep")
+    __slots__ = ("adapt", "meta_train", "evaluate", "sweep", "few_shot")
     ADAPT_FIELD_NUMBER: _ClassVar[int]
     META_TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     SWEEP_FIELD_NUMBER: _ClassVar[int]
+    FEW_SHOT_FIELD_NUMBER: _ClassVar[int]
     adapt: AdaptSpec
     meta_train: MetaTrainSpec
     evaluate: EvaluateSpec
     sweep: SweepSpec
-    def __init__(self, adapt: _Optional[_Union[AdaptSpec, _Mapping]] = ..., meta_train: _Optional[_Union[MetaTrainSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ..., sweep: _Optional[_Union[SweepSpec, _Mapping]] = ...) -> None: ...
+    few_shot: FewShotSpec
+    def __init__(self, adapt: _Optional[_Union[AdaptSpec, _Mapping]] = ..., meta_train: _Optional[_Union[MetaTrainSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ..., sweep: _Optional[_Union[SweepSpec, _Mapping]] = ..., few_shot: _Optional[_Union[FewShotSpec, _Mapping]] = ...) -> None: ...
 
 class ScoredGenotype(_message.Message):
     __slots__ = ("genotype_json", "probability")
@@ -365,6 +402,57 @@ class SweepResult(_message.Message):
     seconds: float
     def __init__(self, metric: _Optional[str] = ..., trials: _Optional[_Iterable[_Union[SweepTrial, _Mapping]]] = ..., best: _Optional[int] = ..., best_json: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class Prediction(_message.Message):
+    __slots__ = ("name", "label", "probability", "probabilities")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    label: str
+    probability: float
+    probabilities: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class FewShotResult(_message.Message):
+    __slots__ = ("prior_version", "classes", "predictions", "num_queries", "statistics", "steps", "support_losses_nats", "genotype_json", "genotype_probability", "entropy_nats", "num_params", "has_network", "path", "seconds")
+    class EntropyNatsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    PRIOR_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SUPPORT_LOSSES_NATS_FIELD_NUMBER: _ClassVar[int]
+    GENOTYPE_JSON_FIELD_NUMBER: _ClassVar[int]
+    GENOTYPE_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_NATS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    HAS_NETWORK_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    prior_version: int
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    num_queries: int
+    statistics: BatchStatistics
+    steps: int
+    support_losses_nats: _containers.RepeatedScalarFieldContainer[float]
+    genotype_json: str
+    genotype_probability: float
+    entropy_nats: _containers.ScalarMap[str, float]
+    num_params: int
+    has_network: bool
+    path: str
+    seconds: float
+    def __init__(self, prior_version: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., num_queries: _Optional[int] = ..., statistics: _Optional[_Union[BatchStatistics, str]] = ..., steps: _Optional[int] = ..., support_losses_nats: _Optional[_Iterable[float]] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., num_params: _Optional[int] = ..., has_network: _Optional[bool] = ..., path: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class Progress(_message.Message):
     __slots__ = ("done", "total", "accuracy", "genotype_json", "metrics")
     class MetricsEntry(_message.Message):
@@ -395,7 +483,7 @@ class Failure(_message.Message):
     def __init__(self, reason: _Optional[_Union[FailureReason, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("name", "spec", "state", "priority", "needs_gpu", "paused", "attempt", "create_time", "start_time", "end_time", "progress", "note", "failure", "adapt_result", "meta_train_result", "evaluate_result", "sweep_result", "artifacts")
+    __slots__ = ("name", "spec", "state", "priority", "needs_gpu", "paused", "attempt", "create_time", "start_time", "end_time", "progress", "note", "failure", "adapt_result", "meta_train_result", "evaluate_result", "sweep_result", "few_shot_result", "artifacts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -413,6 +501,7 @@ class Job(_message.Message):
     META_TRAIN_RESULT_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_RESULT_FIELD_NUMBER: _ClassVar[int]
     SWEEP_RESULT_FIELD_NUMBER: _ClassVar[int]
+    FEW_SHOT_RESULT_FIELD_NUMBER: _ClassVar[int]
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     spec: JobSpec
@@ -431,8 +520,9 @@ class Job(_message.Message):
     meta_train_result: MetaTrainResult
     evaluate_result: EvaluateResult
     sweep_result: SweepResult
+    few_shot_result: FewShotResult
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
-    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., priority: _Optional[int] = ..., needs_gpu: _Optional[bool] = ..., paused: _Optional[bool] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., note: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., adapt_result: _Optional[_Union[AdaptResult, _Mapping]] = ..., meta_train_result: _Optional[_Union[MetaTrainResult, _Mapping]] = ..., evaluate_result: _Optional[_Union[EvaluateResult, _Mapping]] = ..., sweep_result: _Optional[_Union[SweepResult, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., priority: _Optional[int] = ..., needs_gpu: _Optional[bool] = ..., paused: _Optional[bool] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., note: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., adapt_result: _Optional[_Union[AdaptResult, _Mapping]] = ..., meta_train_result: _Optional[_Union[MetaTrainResult, _Mapping]] = ..., evaluate_result: _Optional[_Union[EvaluateResult, _Mapping]] = ..., sweep_result: _Optional[_Union[SweepResult, _Mapping]] = ..., few_shot_result: _Optional[_Union[FewShotResult, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("parent", "spec", "request_id", "validate_only", "priority", "needs_gpu", "queue_timeout_s", "max_attempts")
