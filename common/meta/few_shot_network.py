@@ -161,7 +161,8 @@ class FewShotNetwork:
             used = mixtures if self.genotype is None else self.genotype
             assert used is not None, "architecture weights of a network whose architecture learns"
             arguments = (images, used, self.image_size)
-        features = functional_call(self.module, tensors, arguments)
+        # No parameter has two names, and to look for such takes a third of a step.
+        features = functional_call(self.module, tensors, arguments, tie_weights=False)
         num_features = self.module.num_features
         classifier = parameters[total : total + self.sizes[CLASSIFIER]]
         weight = classifier[: self.num_ways * num_features].view(self.num_ways, num_features)
