@@ -93,6 +93,7 @@ def assert_close(actual: tuple[Tensor, list[Tensor | None]], expected: tuple[Ten
             assert (one - other).abs().max() <= 1e-10 * max(1.0, other.abs().max().item())
 
 
+@pytest.mark.untraced
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     channels=st.integers(1, 20),
@@ -183,6 +184,7 @@ def test_not_a_number_shows() -> None:
     assert cell(maps, maps, Mixture(torch.rand(9, len(BASE_PLUS), dtype=torch.float64))).isnan().any()
 
 
+@pytest.mark.untraced
 def test_memory_is_used_again() -> None:
     assert LIBRARY is not None
     cell = make_cell(LIBRARY, channels=16, dtype=torch.float32)
