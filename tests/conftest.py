@@ -1,7 +1,7 @@
 """What all tests share: an image cache of their own, one local Ray cluster, and which of them coverage traces."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import coverage
@@ -25,7 +25,7 @@ def is_traced(item: pytest.Item) -> bool:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Coverage rests during a test that is not traced, its fixtures included."""
     measurement = None if is_traced(item) else coverage.Coverage.current()
     if measurement is None:
