@@ -1,11 +1,40 @@
-"""What all tests share: an image cache of their own, and one local Ray cluster."""
+"""What all tests share: an image cache of their own, one local Ray cluster, and which of them coverage traces."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
+import coverage
 import pytest
 
 from workers.data.cache import CACHE_VARIABLE
+
+# Tests of the pure modules, which alone are measured (tool.coverage.run of pyproject.toml). Tracing doubles the time of
+# a test, so that the others go without.
+TRACED = (
+    "tests/common/",
+    "tests/contracts/",
+    "tests/workers/test_adapt.py",
+    *(f"tests/coordinator/test_{name}.py" for name in ("jobs", "fairness", "outer", "rounds", "report")),
+)
+
+
+def is_traced(item: pytest.Item) -> bool:
+    """Whether coverage counts what this test runs."""
+    return item.nodeid.startswith(TRACED) and item.get_closest_marker("untraced") is None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Coverage rests during a test that is not traced, its fixtures included."""
+    measurement = None if is_traced(item) else coverage.Coverage.current()
+    if measurement is None:
+        return (yield)
+    measurement.stop()
+    try:
+        return (yield)
+    finally:
+        measurement.start()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,11 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Images are prepared once per test run, never in the user's cache."""
+def shared_image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Images are prepared once per test run, by whichever of its processes is first; never in the user's cache."""
     before = os.environ.get(CACHE_VARIABLE)
-    os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("image-cache"))
-    yield
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes
+    os.environ[CACHE_VARIABLE] = str(folder / "image-cache")
+    yield folder / "image-cache"
     if before is None:
         del os.environ[CACHE_VARIABLE]
     else:
@@ -48,7 +80,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(shared_image_cache: None) -> Iterator[None]:
+def ray_cluster(shared_image_cache: Path) -> Iterator[None]:
     """A local Ray cluster of two logical CPUs for the whole test run."""
     import ray
 

@@ -54,7 +54,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1500 if LO
 
 
 @pytest.fixture(scope="module")
-def deployment(shared_image_cache: None) -> Iterator[Deployment]:
+def deployment(shared_image_cache: Path) -> Iterator[Deployment]:
     require_redis()
     deployment = Deployment()
     try:

@@ -286,6 +286,7 @@ def test_order_does_not_depend_on_the_order_of_kinds():
     assert top_genotypes(posterior, SPACE, 40) == top_genotypes(backwards, other, 40)
 
 
+@pytest.mark.untraced
 @settings(max_examples=100, deadline=None)
 @given(weights(SPACE), limits())
 def test_select_finds_the_most_probable_genotype_within_limits(posterior, limits):
@@ -302,6 +303,7 @@ def test_select_finds_the_most_probable_genotype_within_limits(posterior, limits
     assert found.probability == pytest.approx(probabilities[index], rel=1e-10)
 
 
+@pytest.mark.untraced
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.floats(0.1, 3.0), st.integers(0, 539), st.integers(0, 539))
 def test_select_trades_parameters_against_multiply_accumulates(seed, sharpness, first, second):
@@ -317,6 +319,7 @@ def test_select_trades_parameters_against_multiply_accumulates(seed, sharpness, 
     assert select(posterior, VARIED, VARIED_NETWORK, 16, 2, limits).genotype == expected.genotype
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("resources", [("max_params",), ("max_macs",), ("max_params", "max_macs")])
 def test_select_finds_in_a_large_space_what_enumeration_finds(seed, resources):

@@ -33,7 +33,7 @@ ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
-def config(shared_image_cache: None) -> StudyConfig:
+def config(shared_image_cache: Path) -> StudyConfig:
     return load("smoke", [f"rounds={ROUNDS}", "families.0.tasks_per_round=4"], environment={})
 
 

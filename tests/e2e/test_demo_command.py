@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from reference.processes import METASEARCH, environment_without_ray
+from reference.processes import METASEARCH, command_line, environment_without_ray
 
 from common.artifacts import PriorStore
 from common.config import StudyConfig
 from common.loading import load
-from coordinator import study
+from coordinator import doctor, study
+from coordinator.cluster import Cluster
 from coordinator.local import LocalExecutor
 from workers.device import choose_device
 
@@ -71,11 +72,16 @@ def test_doctor_finds_this_machine_fit(tmp_path: Path) -> None:
     assert states["Ray"]["remedy"] == "" and states["fonts"]["remedy"] == ""
 
 
-def test_doctor_says_what_to_do_about_storage_that_refuses(tmp_path: Path) -> None:
+def test_doctor_says_what_to_do_about_storage_that_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Here, and without a Ray cluster, which the test above starts.
+    monkeypatch.setattr(doctor, "connect", lambda address: Cluster(None, needs_token=False, is_local=True))
+    monkeypatch.setattr(doctor, "disconnect", lambda: None)
     (tmp_path / "runs").write_text("a file where a folder should be")
-    done = metasearch("doctor", "--run", str(tmp_path / "runs"), "--json")
-    assert done.returncode == 5
-    report = json.loads(done.stdout)
+    code, out, _ = command_line(capsys, monkeypatch)("doctor", "--run", str(tmp_path / "runs"), "--json")
+    assert code == 5
+    report = json.loads(out)
     assert not report["fit"]
     store = next(finding for finding in report["findings"] if finding["subject"] == "artifact store")
     assert "--run" in store["remedy"]

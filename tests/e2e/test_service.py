@@ -49,7 +49,7 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, shared_image_cache: None) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, shared_image_cache: Path) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     arguments = ["serve", "--local", "--folder", str(folder), "--listen", "127.0.0.1:0", "--workers", "2"]
     said = folder / "said"

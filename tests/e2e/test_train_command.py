@@ -22,7 +22,7 @@ from workers.device import choose_device
 pytestmark = pytest.mark.ray
 
 # More steps than the preset, so that there is time to interrupt; few enough to end in seconds.
-SETTINGS = ["rounds=60", "inner.steps=12"]
+SETTINGS = ["rounds=30", "inner.steps=12"]
 TRAIN = ["train", "smoke", *(part for setting in SETTINGS for part in ("--set", setting)), "--json"]
 
 

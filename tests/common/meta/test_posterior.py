@@ -308,6 +308,7 @@ def test_gumbel_noise_has_the_moments_of_the_standard_gumbel_distribution():
     assert noise.var() == pytest.approx(variance, abs=5 * variance * math.sqrt(4.4 / count))
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 def test_straight_through_draws_each_op_as_often_as_its_probability_at_any_temperature(normalisation):
     logits = random_logits("frequency", scale=1.0)
@@ -368,6 +369,7 @@ def test_single_path_weighs_two_pairs_per_node_exactly_one_and_asks_for_no_other
         assert [list(edge) for kind in relaxed.active for edge in kind] == columns
 
 
+@pytest.mark.untraced
 def test_single_path_draws_pairs_without_replacement_as_often_as_their_probabilities_say():
     topology = Topology(1)
     p = np.array([[0.4, 0.1, 0.3, 0.2], [0.1, 0.5, 0.1, 0.3]])  # per edge; column 1 is none

@@ -78,6 +78,7 @@ def test_use_must_be_shares_of_the_steps_one_per_op():
         assert rejection.reason == reason
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", CONFIGS)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())

@@ -100,6 +100,7 @@ def test_a_torch_program_holds_no_pickle_and_no_path_of_this_machine(
     torch.export.load(io.BytesIO(data))
 
 
+@pytest.mark.untraced
 def test_onnxruntime_computes_the_same_logits_for_any_batch(network: FullNetwork) -> None:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -119,6 +120,7 @@ def test_onnxruntime_computes_the_same_logits_for_any_batch(network: FullNetwork
         assert np.abs(found - expected).max() < 1e-4
 
 
+@pytest.mark.untraced
 def test_an_onnx_file_that_computes_otherwise_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     network = trained(CIFAR_TUNED, num_cells=1)

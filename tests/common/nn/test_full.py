@@ -140,6 +140,7 @@ def test_counts_of_one_cell_are_those_worked_out_by_hand() -> None:
     assert count.num_auxiliary_params == 512 + 256 + 4 * 128 * 768 + 1536 + 2307
 
 
+@pytest.mark.untraced
 @settings(max_examples=30, deadline=None)
 @given(genotypes(), configs())
 def test_counts_by_formula_are_what_the_network_does(genotype: Genotype, config: FullNetworkConfig) -> None:

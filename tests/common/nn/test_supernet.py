@@ -264,12 +264,14 @@ def cases(draw, styles):
     )
 
 
+@pytest.mark.untraced
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(cases(styles=("soft",)))
 def test_random_soft_mixtures_are_exact(case):
     assert_exact(case)
 
 
+@pytest.mark.untraced
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(cases(styles=HARD_STYLES))
 def test_random_hard_mixtures_are_exact(case):

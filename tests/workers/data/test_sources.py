@@ -81,7 +81,8 @@ def test_image_size_below_one_is_refused() -> None:
         load_arrays(DatasetRef(source="digits"), 0)
 
 
-def test_registry_knows_what_the_sources_hold() -> None:
+def test_registry_knows_what_the_sources_hold(shared_image_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METASEARCH_CACHE", str(shared_image_cache))  # drawing every glyph takes long
     assert all(name == source.name and source.description for name, source in SOURCES.items())
     glyphs = load_arrays(DatasetRef(source="glyphs"), 32)
     assert SOURCES["glyphs"].num_classes == glyphs.num_classes
