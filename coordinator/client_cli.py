@@ -11,7 +11,6 @@ import typer
 from google.protobuf import json_format
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common.errors import AdaptationError, ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
@@ -23,6 +22,7 @@ from coordinator.api.stubs import search_pb2 as pb
 from coordinator.genotypes import genotype_of
 from coordinator.limit_options import LatencyTableOption, MaxLatencyOption, MaxMacsOption, MaxParamsOption, limits_of
 from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
+from coordinator.progress import bar_on
 from coordinator.service_access import ServerOption, TokenOption, folder_of
 from coordinator.sweep_client_cli import submit_sweep, sweep_tree, trial_table
 
@@ -429,17 +429,7 @@ def _after_submit(client: SearchClient, job: pb.Job, wait: bool, as_json: bool) 
 
 
 def _follow(client: SearchClient, name: str, as_json: bool) -> None:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=_messages,
-        disable=as_json or not _messages.is_terminal,
-    )
+    bar = bar_on(_messages, is_quiet=as_json)
     job = pb.Job()
     last_line = ""
     with bar:
