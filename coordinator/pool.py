@@ -99,6 +99,7 @@ class RayPool:
         logger: hears of replacements.
         should_stop: asked at least once a second; once true, `run` ends early.
         worker_class: what the workers are, with the methods of `SearchWorker`.
+        pause: waits for some seconds, by the same clock.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class RayPool:
         logger: logging.Logger,
         should_stop: Callable[[], bool] = lambda: False,
         worker_class: type = SearchWorker,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._name = name
         self.gpus_per_worker = gpus_per_worker
@@ -118,6 +120,7 @@ class RayPool:
         self._now_s = now_s
         self._logger = logger
         self._should_stop = should_stop
+        self._pause = pause
         self._actor_class: Any = ray.remote(concurrency_groups={STATUS_GROUP: 1}, max_restarts=0)(worker_class)  # type: ignore[call-overload]
         self._num_started = 0
         self._num_replaced = 0
@@ -192,7 +195,7 @@ class RayPool:
         awaited = [*heads, *sweeps, *(starting if self._waiting else ())]
         if not awaited:
             if self._waiting:  # all workers wait to be started again
-                time.sleep(timeout_s)
+                self._pause(timeout_s)
             return []
         ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
         outcomes = [self._outcome(heads[ref], ref) for ref in ready if ref in heads]
