@@ -17,8 +17,8 @@ from common.config import (
     StudyConfig,
     TrialsConfig,
 )
-from common.derivation import Limits
 from common.evaluate_config import EvaluateConfig
+from common.limits import Limits
 from common.meta.aggregate import FixedPointSum
 from common.meta.prior import Vector
 from common.space.genotype import DerivationRule, Genotype

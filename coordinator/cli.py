@@ -29,6 +29,7 @@ from coordinator import (
     profile_cli,
     report_cli,
     serving_cli,
+    submit_cli,
     sweep_cli,
 )
 from coordinator.limit_options import (
@@ -57,6 +58,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them, prepare large ones.")
 app.add_typer(data_app, name="data")
 serving_cli.register(app)
+submit_cli.register(app)
 client_cli.register(app)
 network_cli.register(app)
 evaluate_cli.register(app)

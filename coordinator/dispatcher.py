@@ -39,7 +39,8 @@ from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
-from coordinator.store.jobs import JobStore, SupersededError
+from coordinator.store.fenced import SupersededError
+from coordinator.store.jobs import JobStore
 from coordinator.sweep_run import SweepRun
 from workers.actor import WorkerStatus
 

@@ -28,10 +28,11 @@ from safetensors.numpy import save as save_tensors
 
 from common.config import SpaceConfig, StudyConfig
 from common.cost import network_cost
-from common.derivation import Limits, ScoredGenotype, genotype_probability, select, top_genotypes
+from common.derivation import ScoredGenotype, genotype_probability, select, top_genotypes
 from common.derived_config import derived_config
 from common.errors import AdaptationError, InvalidInputError
 from common.latency import network_ms
+from common.limits import Limits
 from common.messages import (
     AdaptRequest,
     AdaptResult,

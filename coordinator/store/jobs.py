@@ -5,20 +5,19 @@ that what was read is still so; if it is not, it is computed anew. Writes of a c
 condition, so one that was replaced can change nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import (
     AlreadyExistsError,
     ConflictError,
-    MetaSearchError,
     NotFoundError,
     QuotaError,
-    UnavailableError,
 )
 from coordinator import jobs
 from coordinator.jobs import ACTIVE, AdaptSpec, Failure, Job, JobState
-from coordinator.store.ledger import Add, Delete, Expect, Ledger, Put, Stored, Transaction
+from coordinator.store.fenced import MAX_CONFLICTS, MAX_PAGE, FencedLedger, contended
+from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
 from coordinator.store.records import (
     DatasetRecord,
     Head,
@@ -37,19 +36,13 @@ from coordinator.store.records import (
 )
 from coordinator.store.transitions import change_of, creation
 
-MAX_PAGE = 1000
-_MAX_CONFLICTS = 100
 
-
-class JobStore:
+class JobStore(FencedLedger):
     """See the module. Thread-safe.
 
     Raises:
         UnavailableError: from every method, when the ledger does not answer. Calling again is safe.
     """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
 
     # Studies and priors
 
@@ -162,7 +155,7 @@ class JobStore:
             ConflictError: the prior is not the version before, the plan is not open, the job does not run in that
                 attempt, or another coordinator is in charge.
         """
-        for _ in range(_MAX_CONFLICTS):
+        for _ in range(MAX_CONFLICTS):
             stored_head, stored_job = self.ledger.get(f"head/{tenant}/{study}", job_key(tenant, study, pointer.made_by))
             if stored_head is None or stored_job is None:
                 raise NotFoundError(f"there is no study {study} with a job {pointer.made_by}")
@@ -195,7 +188,7 @@ class JobStore:
             blocked = self._commit_as(epoch, transaction)
             if blocked is None:
                 return
-        raise _contended()
+        raise contended()
 
     # Jobs, as users see them
 
@@ -307,33 +300,6 @@ class JobStore:
         return self._page(f"dataset/{tenant}/", limit, token, read)
 
     # Jobs, as the coordinator sees them
-
-    def take_charge(self, holder: str) -> int:
-        """Makes the caller the only coordinator; returns its epoch. Whoever was in charge can change nothing more."""
-        for _ in range(_MAX_CONFLICTS):
-            (stored,) = self.ledger.get("epoch")
-            revision = stored.revision if stored else 0
-            if self.ledger.commit(Transaction([Expect("epoch", revision)], [Put("epoch", {"holder": holder})])) is None:
-                return revision + 1
-        raise _contended()
-
-    def epoch(self) -> int:
-        """The epoch of the coordinator in charge, 0 before the first."""
-        (stored,) = self.ledger.get("epoch")
-        return stored.revision if stored else 0
-
-    def beat(self, epoch: int, status: Mapping[str, Any]) -> None:
-        """Shows that the coordinator of an epoch lives.
-
-        Raises:
-            ConflictError: another one is in charge.
-        """
-        self._commit_as(epoch, Transaction(changes=[Put("beat", {"epoch": epoch, **status})]))
-
-    def last_beat(self) -> tuple[int, Mapping[str, Any]]:
-        """How many beats there were, and the last one's status."""
-        (stored,) = self.ledger.get("beat")
-        return (stored.revision, stored.record) if stored else (0, {})
 
     def queues(self, per_tenant: int = MAX_PAGE) -> dict[str, list[QueueEntry]]:
         """The first jobs in the queue of every tenant that has any, in order of priority, then submission."""
@@ -450,7 +416,7 @@ class JobStore:
         epoch: int | None = None,
         quota: Quota | None = None,
     ) -> Job:
-        for _ in range(_MAX_CONFLICTS):
+        for _ in range(MAX_CONFLICTS):
             stored = self._get(job_key(tenant, study, job_id), f"studies/{study}/jobs/{job_id}")
             before = read_job(stored)
             after = change(before)
@@ -462,18 +428,10 @@ class JobStore:
                 return after
             if isinstance(blocked, Add):
                 raise QuotaError(f"tenant {tenant} runs as many jobs as it may; the job stays queued")
-        raise _contended()
-
-    def _commit_as(self, epoch: int, transaction: Transaction) -> Expect | Add | None:
-        fence = Expect("epoch", epoch)
-        fenced = Transaction([fence, *transaction.expects], transaction.changes, transaction.adds, transaction.topic)
-        blocked = self.ledger.commit(fenced)
-        if blocked == fence:
-            raise SupersededError(f"coordinator {epoch} was replaced by coordinator {self.epoch()}")
-        return blocked
+        raise contended()
 
     def _advance_head(self, epoch: int, tenant: str, study: str, version: int, change: Callable[[Head], Head]) -> None:
-        for _ in range(_MAX_CONFLICTS):
+        for _ in range(MAX_CONFLICTS):
             stored = self._get(f"head/{tenant}/{study}", f"studies/{study}")
             head = Head.model_validate(stored.record)
             if head.version != version:
@@ -481,30 +439,4 @@ class JobStore:
             transaction = Transaction([Expect(stored.key, stored.revision)], [Put(stored.key, dump(change(head)))])
             if self._commit_as(epoch, transaction) is None:
                 return
-        raise _contended()
-
-    def _get(self, key: str, name: str) -> Stored:
-        (stored,) = self.ledger.get(key)
-        if stored is None:
-            raise NotFoundError(f"there is no {name}")
-        return stored
-
-    def _all(self, prefix: str) -> Iterator[Stored]:
-        after = ""
-        while found := self.ledger.scan(prefix, after, MAX_PAGE):
-            yield from found
-            after = found[-1].key
-
-    def _page(self, prefix: str, limit: int, token: str, read: Callable[[Stored], Any], reverse: bool = False) -> Page:
-        found = self.ledger.scan(prefix, prefix + token if token else "", limit + 1, reverse)
-        more = len(found) > limit
-        shown = found[:limit]
-        return Page([read(stored) for stored in shown], shown[-1].key.removeprefix(prefix) if more else "")
-
-
-class SupersededError(ConflictError):
-    """Another coordinator is in charge; this one must stop."""
-
-
-def _contended() -> MetaSearchError:
-    return UnavailableError("too many others changed the same record at the same time; try again")
+        raise contended()

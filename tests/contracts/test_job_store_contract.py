@@ -12,7 +12,8 @@ from common.config import DatasetRef
 from common.errors import AlreadyExistsError, ConflictError, NotFoundError, QuotaError
 from common.tasks import TaskChoice
 from coordinator.jobs import AdaptSpec, Failure, FailureReason, Job, JobState, MetaTrainSpec
-from coordinator.store.jobs import JobStore, SupersededError
+from coordinator.store.fenced import SupersededError
+from coordinator.store.jobs import JobStore
 from coordinator.store.ledger import Add, Delete, Expect, Transaction
 from coordinator.store.records import DatasetRecord, Head, Plan, PriorPointer, Quota, Study, new_job_id
 from coordinator.store.transitions import creation

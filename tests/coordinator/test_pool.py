@@ -13,8 +13,8 @@ import ray
 
 from common.artifacts import PriorStore
 from common.config import ClusterConfig, DatasetRef, StudyConfig
-from common.derivation import Limits
 from common.errors import AdaptationError, ConflictError, InvalidInputError
+from common.limits import Limits
 from common.loading import load
 from common.messages import AdaptResult, JobRequest, PartialSum, PartialSumRequest
 from common.meta.prior import Prior, initial_prior
