@@ -175,14 +175,24 @@ def run_evaluation(
     checkpoints = ArtifactFolder(f"{request.result_url}/{CHECKPOINTS}")
     CheckpointFolder(checkpoints).adopt_(_earlier_checkpoints(request.result_url))
     ends_s = clock_s() + request.slice_s
+    steps: list[int] = []  # done so far: at the start, and after each of this call's
+
+    def note(progress: TrainProgress) -> None:
+        steps.append(progress.steps_done)
+        on_progress(progress)
+
+    def is_over() -> bool:
+        """A call shorter than a step makes one all the same: else it would be called for ever."""
+        return clock_s() >= ends_s and len(steps) > 1
+
     outcome = train(
         request.genotype,
         request.config,
         source,
         checkpoints,
         device,
-        on_progress=on_progress,
-        should_stop=lambda: clock_s() >= ends_s,
+        on_progress=note,
+        should_stop=is_over,
         clock_s=clock_s,
     )
     if outcome.tested is None:
