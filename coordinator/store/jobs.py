@@ -5,7 +5,8 @@ that what was read is still so; if it is not, it is computed anew. Writes of a c
 condition, so one that was replaced can change nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from common.errors import (
@@ -35,6 +36,8 @@ from coordinator.store.records import (
     request_key,
 )
 from coordinator.store.transitions import change_of, creation
+
+_FIRST_ENTRIES = 32  # of a queue, read at once
 
 
 class JobStore(FencedLedger):
@@ -301,16 +304,28 @@ class JobStore(FencedLedger):
 
     # Jobs, as the coordinator sees them
 
-    def queues(self, per_tenant: int = MAX_PAGE) -> dict[str, list[QueueEntry]]:
-        """The first jobs in the queue of every tenant that has any, in order of priority, then submission."""
-        queues: dict[str, list[QueueEntry]] = {}
+    def queues(self, per_tenant: int | None = None) -> dict[str, Iterator[QueueEntry]]:
+        """Jobs in the queue of every tenant that has any, in order of priority, then submission.
+
+        They are read as one goes on: whoever looks for one that can start mostly needs the first alone.
+
+        Args:
+            per_tenant: no more than these of each; None for all.
+        """
+        queues: dict[str, Iterator[QueueEntry]] = {}
         after = ""
         while first := self.ledger.scan("queue/", after, 1):
             tenant = first[0].key.split("/")[1]
-            entries = self.ledger.scan(f"queue/{tenant}/", "", per_tenant)
-            queues[tenant] = [QueueEntry.model_validate(entry.record) for entry in entries]
+            queues[tenant] = islice(self._queue(tenant), per_tenant)
             after = f"queue/{tenant}/\U0010fffe"
         return queues
+
+    def _queue(self, tenant: str) -> Iterator[QueueEntry]:
+        after, num_entries = "", _FIRST_ENTRIES
+        while found := self.ledger.scan(f"queue/{tenant}/", after, num_entries):
+            for stored in found:
+                yield QueueEntry.model_validate(stored.record)
+            after, num_entries = found[-1].key, MAX_PAGE
 
     def active(self) -> list[Job]:
         """All jobs that run, in whoever's hands."""
