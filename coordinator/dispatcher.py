@@ -39,13 +39,12 @@ from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
-from coordinator.store.fenced import SupersededError
+from coordinator.store.fenced import MAX_PAGE, SupersededError
 from coordinator.store.jobs import JobStore
 from coordinator.sweep_run import SweepRun
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
-_DEADLINES_EVERY_S = 5.0  # for which queues are read to their ends: some 20 ms for a thousand jobs
 
 _KINDS: Mapping[type[JobSpec], type[Run]] = {
     AdaptSpec: AdaptRun,
@@ -303,9 +302,10 @@ class Dispatcher:
 
     def _give_up_late(self) -> None:
         """Fails queued jobs whose time is up."""
-        if not self._every("deadlines", _DEADLINES_EVERY_S):
+        if not self._every("deadlines", _LOOK_EVERY_S):
             return
-        for entries in self.store.queues().values():
+        # Reading a thousand takes some 20 ms. Those further back are told that they are late once they come closer.
+        for entries in self.store.queues(MAX_PAGE).values():
             for entry in entries:
                 if entry.queue_deadline_s is None or entry.queue_deadline_s > self.now_s():
                     continue
