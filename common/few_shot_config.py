@@ -57,6 +57,8 @@ class FewShotConfig(Frozen):
     usual baseline of few-shot learning (Vinyals et al. 2016)."""
     genotype: Genotype | None = None
     """Of `network` genotype."""
+    filters: int = Field(64, ge=1)
+    """Channels of `network` four_convolutions."""
     steps: int = Field(5, ge=1)
     """Inner steps while meta-training."""
     test_steps: int = Field(10, ge=0)

@@ -140,7 +140,9 @@ class AdaptResult:
         images_per_s: training images per second of that.
         batch_size: training images per step; fewer than asked for where there are fewer, or memory ran out.
         weights: the local state where it was asked for: `body`, `head/<image size>` and `alpha` as in a prior (and
-            `log_sigma/...` under gaussian), `classifier/weight` (classes, features) and `classifier/bias` (classes,).
+            `log_sigma/...` under gaussian), `classifier/weight` (classes, features) and `classifier/bias` (classes,);
+            of a few-shot task all vectors, as in its prior.
+        path: what computed the cells of a few-shot task's steps, `native` or `pytorch`; None of others.
     """
 
     task_id: str
@@ -152,6 +154,7 @@ class AdaptResult:
     images_per_s: float
     batch_size: int = 0
     weights: Mapping[str, NDArray[np.float32]] | None = None
+    path: str | None = None
 
     @property
     def task_ids(self) -> tuple[str, ...]:

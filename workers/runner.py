@@ -4,21 +4,26 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from common.config import NetworkConfig, SpaceConfig
 from common.errors import AdaptationError
 from common.messages import AdaptRequest, AdaptResult, PartialSum, PartialSumRequest, statistics_of
+from common.meta.few_shot_network import FewShotNetwork
 from common.meta.prior import Prior
 from common.meta.sums import UpdateSums
 from common.nn.supernet import Supernet, build_supernet
 from workers.adapt import OnEvaluation, adapt
 from workers.data.episodes import Episode, load_episode
 from workers.device import use_single_thread
+from workers.few_shot import learn
 from workers.trials import with_trials
 
 MIN_BATCH_SIZE = 2
+
+Outcome = TypeVar("Outcome")
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +38,7 @@ class TaskRunner:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._warm: tuple[SpaceConfig, NetworkConfig, Supernet] | None = None
+        self._warm_few_shot: tuple[tuple[object, ...], FewShotNetwork] | None = None
 
     def run(
         self,
@@ -51,6 +57,9 @@ class TaskRunner:
         # Here, not at construction: the setting belongs to the calling thread.
         use_single_thread()
         episode = load_episode(request.task)
+        if request.few_shot is not None:
+            network = self.few_shot_network(request)
+            return self.within_memory(request, lambda: learn(prior, request, episode, network, on_step))
         batch_size = min(request.inner.batch_size, len(episode.train_images))
         while True:
             fitting = replace(request, inner=request.inner.model_copy(update={"batch_size": batch_size}))
@@ -93,6 +102,34 @@ class TaskRunner:
             else:
                 rejections.append(rejection)
         return PartialSum(prior.version, statistics, tuple(rejections), sums.sums())
+
+    def few_shot_network(self, request: AdaptRequest) -> FewShotNetwork:
+        """The network of a few-shot request, kept from one to the next as long as they are alike."""
+        assert request.few_shot is not None, "a few-shot request"
+        of_it = (request.few_shot, request.space, request.network, request.task.image_size, len(request.task.classes))
+        if self._warm_few_shot is None or self._warm_few_shot[0] != of_it:
+            self._warm_few_shot = (of_it, FewShotNetwork(*of_it, self.device))
+        return self._warm_few_shot[1]
+
+    def within_memory(self, request: AdaptRequest, work: Callable[[], Outcome]) -> Outcome:
+        """What `work` on a few-shot request comes to, which sees all images at once.
+
+        Raises:
+            AdaptationError: memory does not suffice.
+        """
+        assert request.few_shot is not None, "a few-shot request"
+        try:
+            return work()
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        less = (
+            "few_shot.method to 'finite_difference'" if request.few_shot.method == "exact" else "network.channels lower"
+        )
+        raise AdaptationError(
+            f"task {request.task.task_id}: {self.device} runs out of memory by method {request.few_shot.method!r}; set "
+            f"{less}, or image_size (now {request.task.image_size})"
+        )
 
     def _adapt_if_memory_suffices(
         self,

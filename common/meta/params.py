@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from common.nn.supernet import Supernet
 
 BODY = "body"
+ALPHA = "alpha"
+CLASSIFIER = "classifier"
 HEAD_PREFIX = "head/"
 
 

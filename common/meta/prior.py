@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.config import InnerConfig, StudyConfig
+from common.meta.few_shot_network import initial_vectors
+from common.meta.params import ALPHA as ALPHA
 from common.meta.params import HEAD_PREFIX, flatten, layout_of, named_vectors
 from common.meta.posterior import log_probabilities
 from common.nn.supernet import Supernet, build_supernet
@@ -18,7 +20,6 @@ from common.streams import derived_seed
 
 Vector = NDArray[np.float32]
 
-ALPHA = "alpha"
 LOG_SIGMA_PREFIX = "log_sigma/"
 ADAM_FIRST_PREFIX = "adam/first/"
 ADAM_SECOND_PREFIX = "adam/second/"
@@ -86,16 +87,21 @@ def alpha_tensor(alpha: Vector, config: StudyConfig) -> Tensor:
 
 def initial_prior(config: StudyConfig) -> Prior:
     """Version 0: freshly drawn weights, and every architecture equally likely."""
+    vectors = _initial_vectors(config) if config.few_shot is None else initial_vectors(config)
+    if config.few_shot is not None and config.few_shot.sgd is None:
+        vectors |= {prefix + name: np.zeros_like(vectors[name]) for name in vectors for prefix in _ADAM_PREFIXES}
+    _, tau = config.relaxation.at(0, config.rounds)
+    return Prior(version=0, tau=tau, vectors=vectors)
+
+
+def _initial_vectors(config: StudyConfig) -> dict[str, Vector]:
     supernet = build_supernet(config.space, config.network, derived_seed(config.seed, "supernet"))
     vectors = {name: flatten(named).numpy() for name, named in named_vectors(supernet).items()}
     vectors |= _initial_log_sigma(supernet, config.inner)
     space = config.space
     logits = torch.zeros(len(space.cell_kinds), space.topology.num_edges, len(space.ops))
     vectors[ALPHA] = log_probabilities(logits, space.topology, space.normalisation).reshape(-1).numpy()
-    if config.few_shot is not None and config.few_shot.sgd is None:
-        vectors |= {prefix + name: np.zeros_like(vectors[name]) for name in vectors for prefix in _ADAM_PREFIXES}
-    _, tau = config.relaxation.at(0, config.rounds)
-    return Prior(version=0, tau=tau, vectors=vectors)
+    return vectors
 
 
 def with_theta_of(prior: Prior, donor: Prior) -> Prior:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.nn.native.fused import FusedCell
 from common.nn.native.library import CellShape, Library
-from common.nn.ops import ReLUConvBN, ReLUReduceBN, batch_norm, learned_op
+from common.nn.ops import ReLUConvBN, ReLUReduceBN, batch_norm, learned_op, shares_statistics
 from common.space.primitives import AVG_POOL, MAX_POOL, NONE, SKIP
 from common.space.topology import NUM_CELL_INPUTS, Topology
 
@@ -83,7 +83,8 @@ class Cell(nn.Module):
         mixture: Mixture,
     ) -> Float[Tensor, "batch channels height width"]:
         """The joined nodes, num_nodes * channels maps, at the size of `input1` divided by the cell's stride."""
-        if self.library is not None and input0.device.type == "cpu" and input0.dtype in FUSED_TYPES:
+        fits = input0.device.type == "cpu" and input0.dtype in FUSED_TYPES
+        if self.library is not None and fits and not shares_statistics():
             return self._fused(self.library, input0, input1, mixture)
         if self.recompute and torch.is_grad_enabled():
             # Nothing here is random, and a CUDA graph cannot record that generators are asked for their state.

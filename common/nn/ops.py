@@ -5,7 +5,10 @@ shared by all ops of a source: it takes the rectified map and returns the map BE
 that BatchNorm, scaled by the architecture weight, when it mixes (see `mix`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -26,16 +29,63 @@ from common.space.primitives import (
 BATCH_NORM_EPS = 1e-5
 
 
+@dataclass
+class _Statistics:
+    """Means and variances (channels,) of one forward pass, in the order of its BatchNorms; taken, or read again."""
+
+    values: list[tuple[Tensor, Tensor]]
+    position: int | None = None
+    """Of the next to read; None while they are taken."""
+
+
+_statistics: ContextVar[_Statistics | None] = ContextVar("_statistics", default=None)
+
+
+@contextmanager
+def take_statistics() -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Within it, one forward pass notes the mean and variance of each BatchNorm's batch, for `use_statistics`."""
+    taken = _Statistics([])
+    token = _statistics.set(taken)
+    try:
+        yield taken.values
+    finally:
+        _statistics.reset(token)
+
+
+@contextmanager
+def use_statistics(values: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Within it, one forward pass of the same network normalises by these instead of by its own batch."""
+    token = _statistics.set(_Statistics(values, 0))
+    try:
+        yield
+    finally:
+        _statistics.reset(token)
+
+
+def shares_statistics() -> bool:
+    """Whether statistics go from one pass to another, which the native cell has no part in."""
+    return _statistics.get() is not None
+
+
 def batch_norm(
     maps: Float[Tensor, "batch channels height width"],
     scale: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
-    """BatchNorm by the statistics of this batch, without parameters, optionally times a scalar.
+    """BatchNorm without parameters, optionally times a scalar, by the statistics of this batch, unless `use_statistics`
+    says by which.
 
     The scalar goes in as BatchNorm's own scale, which saves a pass over the maps and one over their gradients.
     """
     # Dense, since torch's backward kernels read a stride of 0 as 1 (seen with 2.14 on 1x1 and channels-last maps).
     weight = None if scale is None else scale.expand(maps.shape[1]).contiguous()
+    shared = _statistics.get()
+    if shared is not None and shared.position is not None:
+        mean, variance = shared.values[shared.position]
+        shared.position += 1
+        return F.batch_norm(maps, mean, variance, weight, None, False, 0.0, BATCH_NORM_EPS)
+    if shared is not None:
+        variance, mean = torch.var_mean(maps.detach(), dim=(0, 2, 3), correction=0)
+        shared.values.append((mean, variance))
     return F.batch_norm(maps, None, None, weight, None, True, 0.0, BATCH_NORM_EPS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.config import StudyConfig
+from common.few_shot_config import FewShotConfig
 from common.space.topology import Topology
 from common.telemetry import metric_name
 from coordinator.html_report.axes import chart_style, data_table, palette_style, percent, significant
@@ -407,7 +408,8 @@ def _configuration(report: Report) -> Markup:
 
 def _config_rows(config: StudyConfig) -> tuple[list[list[Markup]], int]:
     """Fields with their values, marked where they are defaults; and how many are."""
-    defaults = dict(flattened(StudyConfig().model_dump(mode="json")))
+    usual = StudyConfig(few_shot=None if config.few_shot is None else FewShotConfig())
+    defaults = dict(flattened(usual.model_dump(mode="json")))
     rows, num_defaults = [], 0
     tree = config.model_dump(mode="json")
     for inner in (tree["inner"], tree["adapt"]):

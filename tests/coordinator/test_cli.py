@@ -100,6 +100,19 @@ def test_a_mistake_is_one_line_that_names_it(
     assert PriorStore(begun_run).versions() == [0], "and takes nothing away"
 
 
+def test_commands_that_adapt_in_another_way_refuse_a_few_shot_study(metasearch: Run, tmp_path: Path) -> None:
+    study.begin(PriorStore(tmp_path / "run"), load("smoke", ["few_shot={}"], environment={}))
+    for arguments in (
+        ("adapt", "--run", str(tmp_path / "run"), "--data", "digits"),
+        ("pareto", "--run", str(tmp_path / "run"), "--data", "digits", "--measure", "macs"),
+        ("bench", "--preset", str(tmp_path / "run" / "config.json")),
+    ):
+        code, _, err = metasearch(*arguments)
+        assert code == 2
+        assert f"metasearch {arguments[0]} adapts as `adapt` says, and the study has few_shot" in err
+        assert "use metasearch test" in err
+
+
 def test_a_corrupt_checkpoint_is_refused_and_the_previous_one_offered(metasearch: Run, begun_run: Path) -> None:
     store = PriorStore(begun_run)
     prior = initial_prior(store.load_config())

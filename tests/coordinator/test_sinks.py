@@ -119,6 +119,16 @@ def test_a_round_is_one_line_of_the_log(log):
     ]
 
 
+def test_the_log_line_of_a_few_shot_round_has_its_query_images(caplog):
+    logger = logging.getLogger("metasearch.test-few-shot-line")
+    with caplog.at_level(logging.INFO, logger.name):
+        without = {name: each for name, each in metrics(7).items() if not name.startswith("alpha_entropy")}
+        LogSink(logger, num_rounds=50).record(7, {**without, "query_loss": 0.7512, "query_accuracy": 0.68})
+    assert caplog.messages == [
+        "round 7/50  loss 2.000 -> 1.500  query loss 0.751 accuracy 0.680  accepted 3  rejected 1  1.2 s"
+    ]
+
+
 # Event files
 
 
