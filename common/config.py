@@ -6,6 +6,8 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from common.data_config import DatasetRef as DatasetRef
+from common.data_config import Split as Split
 from common.errors import InvalidInputError
 from common.few_shot_config import FewShotConfig
 from common.inner_config import AdamConfig as AdamConfig
@@ -29,7 +31,6 @@ from common.values import PositiveFloat as PositiveFloat
 from common.values import explain as explain
 
 Normalisation = Literal["edge", "node"]
-Split = Literal["meta_train", "unseen", "all"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -127,19 +128,6 @@ class NetworkConfig(Frozen):
         if self.engine == "native" and self.precision != "float32":
             raise ValueError(f"engine 'native' computes in float32, not {self.precision}; set network.engine to 'auto'")
         return self
-
-
-class DatasetRef(Frozen):
-    """Which images."""
-
-    source: str = Field("glyphs", min_length=1)
-    """A source by name (`metasearch data list`), or the path of an image folder, zip, tar or npz file."""
-    root: str | None = None
-    """Folder that holds or receives the source's files; a node-local cache where not given."""
-    unseen_fraction: Fraction = 0.25
-    """Share of the classes (of the groups of classes, where the source has groups) kept out of meta-training."""
-    split_seed: int = 0
-    """Chooses which ones."""
 
 
 class TaskFamily(Frozen):

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from common.config import StudyConfig, validate
@@ -30,7 +31,10 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load(
-    preset_or_file: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    preset_or_file: str | Path,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    fields: Mapping[str, object] = MappingProxyType({}),
 ) -> StudyConfig:
     """The configuration of a study from a preset, a TOML or JSON file, environment variables and overrides.
 
@@ -40,6 +44,7 @@ def load(
         overrides: `a.b=value`, the value in TOML syntax (a bare word is taken as text).
         environment: variables to look at, `os.environ` where not given. `METASEARCH_SET_INNER__STEPS=5` sets
             `inner.steps`.
+        fields: values by dotted name, which win over everything else.
 
     Raises:
         NotFoundError: neither a preset nor a file has that name.
@@ -51,6 +56,8 @@ def load(
             path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
             _assign(tree, path, _parse_value(text), origin=name)
     apply_overrides(tree, overrides)
+    for field, value in fields.items():
+        assign_field(tree, field, value)
     _read_tables_(tree)
     return validate(tree)
 

@@ -17,6 +17,7 @@ from common.telemetry import MetricSink, logger_for
 from coordinator import study
 from coordinator.cluster import worker_resources
 from coordinator.evaluations import evaluate_all
+from coordinator.meta_test import opened_log, outcome_of
 from coordinator.pool import RayPool
 from coordinator.rounds import Result, rejected_by
 from coordinator.sinks import JsonLinesSink, LogSink, RayMetricsSink, TensorBoardSink
@@ -118,6 +119,25 @@ class Coordinator:
             results[result.task_id] = result
             self._tasks_done += 1
         return [results[request.task.task_id] for request in requests if request.task.task_id in results]
+
+    def meta_test(self, test_folder: str, prior: Prior, requests: Sequence[AdaptRequest]) -> int:
+        """Learns episodes, all from the same prior, and adds each to the log in `test_folder` as it ends.
+
+        Returns:
+            How many ended; fewer than asked for after `stop`.
+        """
+        self._tasks_done = 0
+        self._metrics = {}
+        total = 0.0
+        with opened_log(Path(test_folder)) as log:
+            for result in self._pool.run(prior, requests):
+                assert isinstance(result, AdaptResult)
+                outcome = outcome_of(result)
+                log.add(outcome)
+                self._tasks_done += 1
+                total += outcome.accuracy[-1]
+                self._metrics = {"accuracy": total / self._tasks_done}
+        return self._tasks_done
 
     def evaluate(self, requests: Sequence[EvaluateRequest]) -> list[EvaluateResult]:
         """Trains and tests full networks side by side; results in the order of the requests, as far as they ended."""

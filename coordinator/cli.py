@@ -25,6 +25,7 @@ from common.space.genotype import DerivationRule
 from coordinator import (
     client_cli,
     evaluate_cli,
+    meta_test_cli,
     network_cli,
     paper_cli,
     pareto_cli,
@@ -33,6 +34,7 @@ from coordinator import (
     serving_cli,
     sweep_cli,
 )
+from coordinator.genotypes import genotype_fields
 from coordinator.limit_options import (
     LatencyTableOption,
     MaxLatencyOption,
@@ -64,6 +66,7 @@ evaluate_cli.register(app)
 sweep_cli.register(app)
 profile_cli.register(app)
 pareto_cli.register(app)
+meta_test_cli.register(app)
 report_cli.register(app)
 paper_cli.register(app)
 
@@ -120,6 +123,10 @@ def train(
     from_version: Annotated[
         int | None, typer.Option(help="With --resume: go on from this version; later ones are discarded.")
     ] = None,
+    genotype: Annotated[
+        str | None,
+        typer.Option(help="Few-shot: learn the weights of this one network; a run, JSON file or released name."),
+    ] = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -130,10 +137,13 @@ def train(
     and TensorBoard events.
 
     Examples: `metasearch train demo --run runs/a`, `metasearch train demo --run runs/b --set rounds=100`,
-    `metasearch train --run runs/a --resume`.
+    `metasearch train --run runs/a --resume`, `metasearch train few_shot --genotype runs/search --run runs/full`.
     """
+    fields = {} if genotype is None else genotype_fields(genotype)
     if resume:
-        config = None if preset is None else load(preset, overrides or [])
+        if preset is None and genotype is not None:
+            raise InvalidInputError("--genotype with --resume needs the preset or file that the run was started with")
+        config = None if preset is None else load(preset, overrides or [], fields=fields)
         if preset is None and overrides:
             raise InvalidInputError("--set with --resume needs the preset or file that the run was started with")
     elif preset is None:
@@ -141,7 +151,7 @@ def train(
     elif from_version is not None:
         raise InvalidInputError("--from-version goes with --resume")
     else:
-        config = load(preset, overrides or [])
+        config = load(preset, overrides or [], fields=fields)
 
     from common.artifacts import PriorStore
     from coordinator import study
@@ -358,6 +368,7 @@ def data_list(as_json: JsonOption = False) -> None:
             "classes": source.num_classes,
             "pixels": source.native_size,
             "downloads": source.downloads,
+            "needs_root": source.needs_root,
         }
         for source in SOURCES.values()
     ]
@@ -366,7 +377,7 @@ def data_list(as_json: JsonOption = False) -> None:
         return
     table = Table("name", "what", "classes", "pixels", "from", show_edge=False)
     for row in rows:
-        origin = "download, or --root" if row["downloads"] else "--root" if row["name"] == "imagenet" else "built in"
+        origin = "download, or --root" if row["downloads"] else "--root" if row["needs_root"] else "built in"
         table.add_row(*(str(row[key] or "-") for key in ("name", "description", "classes", "pixels")), origin)
     Console().print(table)
 

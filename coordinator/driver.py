@@ -84,6 +84,30 @@ class Session:
             raise KeyboardInterrupt
         return results
 
+    def meta_test(self, test_folder: Path, prior: Prior, requests: Sequence[AdaptRequest], done: int) -> bool:
+        """Learns episodes that are added to the log in `test_folder`; see `Coordinator.meta_test`.
+
+        Args:
+            test_folder: exists.
+            prior: to start from.
+            requests: the episodes that are left.
+            done: how many had ended before.
+
+        Returns:
+            Whether all of them ended; not after Ctrl-C.
+
+        Raises:
+            MetaSearchError: what an episode raised.
+        """
+
+        def describe(progress: actor.Progress) -> tuple[int, str]:
+            accuracy = progress.metrics.get("accuracy")
+            return done + progress.tasks_done, "" if accuracy is None else f"accuracy {accuracy:.3f}"
+
+        reference = self._handle.meta_test.remote(str(test_folder.resolve()), prior, tuple(requests))
+        ended: int = self._follow(reference, "Episodes", done, done + len(requests), describe)
+        return ended == len(requests)
+
     def evaluate(self, requests: Sequence[EvaluateRequest], label: str) -> list[EvaluateResult]:
         """Trains and tests full networks side by side; see `Coordinator.evaluate`.
 

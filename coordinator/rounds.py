@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from common.config import StudyConfig
+from common.config import StudyConfig, TaskFamily
 from common.errors import AdaptationError
 from common.messages import (
     AdaptRequest,
@@ -27,6 +27,7 @@ from common.meta.prior import ALPHA, Prior
 from common.meta.sums import alpha_probabilities
 from common.space.genotype import Genotype, derive
 from common.streams import derived_seed
+from common.tasks import LearningTask
 from common.telemetry import FEW_SHOT_METRICS
 from coordinator.outer import OuterStep, learns_alpha, prior_genotype
 from workers.data.arrays import ClassArrays
@@ -82,7 +83,7 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
             task_id = f"round-{prior.version:05d}/family-{index}/task-{number:02d}"
             requests.append(
                 AdaptRequest(
-                    task=sample_task(arrays, family, "meta_train", task_id, config.seed),
+                    task=drawn_task(arrays, family, config, task_id),
                     space=config.space,
                     network=config.network,
                     inner=config.inner,
@@ -98,6 +99,16 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
                 )
             )
     return RoundPlan(prior.version, tuple(sorted(requests, key=lambda request: request.task.task_id)))
+
+
+def drawn_task(arrays: ClassArrays, family: TaskFamily, config: StudyConfig, task_id: str) -> LearningTask:
+    """A task of meta-training. An episode of few-shot learning has all of its support images, or is none.
+
+    Raises:
+        InvalidInputError: the source has too few classes with enough images.
+    """
+    least = 1 if config.few_shot is None else family.train_per_class
+    return sample_task(arrays, family, "meta_train", task_id, config.seed, least)
 
 
 def drawn_genotype(prior: Prior, config: StudyConfig, task_id: str) -> Genotype:

@@ -9,9 +9,8 @@ from common.errors import AdaptationError, ConflictError
 from common.messages import Rejection
 from common.meta.prior import Prior, initial_prior
 from common.telemetry import MetricSink
-from coordinator.rounds import Executor, Result, Round, bundled, plan
+from coordinator.rounds import Executor, Result, Round, bundled, drawn_task, plan
 from workers.data.arrays import ClassArrays
-from workers.data.episodes import sample_task
 from workers.data.sources import load_arrays
 
 
@@ -55,7 +54,7 @@ def load_catalogs(config: StudyConfig) -> list[ClassArrays]:
     """
     catalogs = [load_arrays(family.data, family.image_size) for family in config.families]
     for family, arrays in zip(config.families, catalogs, strict=True):
-        sample_task(arrays, family, "meta_train", "can it be drawn at all?", config.seed)
+        drawn_task(arrays, family, config, "can it be drawn at all?")
     return catalogs
 
 

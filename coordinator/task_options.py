@@ -32,16 +32,9 @@ def choice_of(
     Raises:
         InvalidInputError: a value is out of range.
     """
-    known = next((family.data for family in config.families if family.data.source == data), None)
-    if known is not None:  # the same split into seen and unseen classes as in meta-training
-        reference = known.model_copy(update={"root": root or known.root})
-    else:
-        # An absolute path means the same to workers on other machines, where the folder is shared.
-        source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
-        reference = DatasetRef(source=source, root=root)
     return validate_choice(
         {
-            "data": reference,
+            "data": reference_of(config, data, root),
             "classes": _classes(classes),
             "image_size": config.families[0].image_size if image_size is None else image_size,
             "train_per_class": train_per_class,
@@ -49,6 +42,16 @@ def choice_of(
             "seed": seed,
         }
     )
+
+
+def reference_of(config: StudyConfig, data: str, root: str | None) -> DatasetRef:
+    """The images that a source's name, or a path, stands for; split as in meta-training where it had them."""
+    known = next((family.data for family in config.families if family.data.source == data), None)
+    if known is not None:
+        return known.model_copy(update={"root": root or known.root})
+    # An absolute path means the same to workers on other machines, where the folder is shared.
+    source = str(Path(data).resolve()) if data not in SOURCES and Path(data).exists() else data
+    return DatasetRef(source=source, root=root)
 
 
 def _classes(text: str | None) -> tuple[str, ...] | int | None:

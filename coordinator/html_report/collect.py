@@ -36,6 +36,7 @@ CONFIG, ROUNDS, LOG, RESULT = "config.json", "rounds.jsonl", "train.log", "resul
 BEST, BEST_TRIAL = "best.json", "best"  # of a sweep
 ADAPTATION = "adapt"  # where `metasearch adapt` leaves its results in a run's folder
 PARETO = "pareto"  # likewise `metasearch pareto`
+META_TESTS = "test"  # likewise `metasearch test`, a folder for each
 DEMO_PRIORS = "service/artifacts/tenants/local/studies/demo/priors"
 MOST_HEATMAPS = 6  # versions shown
 MOST_COMPONENTS = 64  # versions whose weights are in memory together
@@ -227,6 +228,7 @@ def _run(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
     accuracy: tuple[Accuracy, ...] = ()
     if (adaptation / RESULT).is_file():
         accuracy = collect(adaptation).accuracy
+    accuracy += _meta_tests(folder)
     return Report(
         kind="run",
         name=origin.name,
@@ -247,6 +249,27 @@ def _run(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:
         notes=priors.notes,
         front=read_front(ArtifactFolder(folder / PARETO)) if (folder / PARETO / FRONT).is_file() else None,
     )
+
+
+def _meta_tests(run: Path) -> tuple[Accuracy, ...]:
+    """Accuracy on test episodes, of each test that ended."""
+    if not (run / META_TESTS).is_dir():
+        return ()
+    from coordinator.meta_test import read_results
+
+    found = []
+    for result in read_results(run):
+        points = [result.accuracy[str(step)] for step in result.plan.eval_steps]
+        is_single = any(point.low is None for point in points)
+        curve = Curve(
+            tuple(point.mean for point in points),
+            None if is_single else tuple(point.low for point in points if point.low is not None),
+            None if is_single else tuple(point.high for point in points if point.high is not None),
+        )
+        title = f"{result.plan.title}, {result.num_episodes} episodes"
+        arm = f"from version {result.plan.version}"
+        found.append(Accuracy(title, result.plan.eval_steps, {arm: curve}, result.chance))
+    return tuple(found)
 
 
 def _sweep(folder: Path, origin: Origin, files: tuple[StoredFile, ...]) -> Report:

@@ -94,7 +94,7 @@ def prepare_images(config: PaperConfig, folder: Path) -> PreparedImages:
 def _unseen_classes(image_set: ImageSet, num_classes: int) -> bytes:
     """An npz file of classes that meta-training never sees."""
     arrays = load_arrays(image_set.data, image_set.recipe.loaded_size)
-    unseen = classes_of(arrays, "unseen", image_set.data.unseen_fraction, image_set.data.split_seed)
+    unseen = classes_of(arrays, "unseen", image_set.data)
     if len(unseen) < num_classes:
         raise InvalidInputError(
             f"num_unseen_classes is {num_classes}, {image_set.data.source!r} keeps {len(unseen)} unseen; lower it"

@@ -38,10 +38,13 @@ def test_kinds_of_cell_have_one_order_however_they_are_written():
 
 
 def test_the_presets_are_listed_by_name():
-    assert preset_names() == ("architecture", "demo", "paper", "paper_smoke", "single_path", "smoke")
+    assert preset_names() == (
+        *("architecture", "demo", "few_shot", "few_shot_smoke", "maml", "mini_imagenet", "paper", "paper_smoke"),
+        *("reptile", "single_path", "smoke"),
+    )
 
 
-@pytest.mark.parametrize("name", ["architecture", "demo", "paper", "paper_smoke", "single_path", "smoke"])
+@pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_valid_and_survives_json(name):
     config = load(name, environment={})
     assert validate(json.loads(config.to_json())) == config
@@ -103,7 +106,7 @@ def test_a_missing_file_is_answered_with_the_presets(name):
 @pytest.mark.parametrize("base", ['"nope"', "3", '["demo"]'])
 def test_a_file_with_an_unknown_preset_is_answered_with_the_presets(study_file, base):
     with pytest.raises(
-        NotFoundError, match=r"study\.toml starts from preset .*; presets are architecture, demo, paper"
+        NotFoundError, match=r"study\.toml starts from preset .*; presets are architecture, demo, few_shot"
     ):
         load(study_file(f"preset = {base}"), environment={})
 

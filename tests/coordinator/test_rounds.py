@@ -101,10 +101,7 @@ def test_plans_use_the_classes_of_meta_training_and_in_time_all_of_them(prior, c
         for request in plan(replace(prior, version=version), config, catalogs).requests:
             used[int(request.task.image_size == 32)] |= set(request.task.classes)
     for number, (family, arrays) in enumerate(zip(config.families, catalogs, strict=True)):
-        data = family.data
-        unseen = {
-            arrays.class_names[index] for index in classes_of(arrays, "unseen", data.unseen_fraction, data.split_seed)
-        }
+        unseen = {arrays.class_names[index] for index in classes_of(arrays, "unseen", family.data)}
         assert len(unseen) == (5, 3)[number]
         assert used[number] == set(arrays.class_names) - unseen
 

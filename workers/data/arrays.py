@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -13,23 +13,35 @@ from common.errors import InvalidInputError
 
 Images = UInt8[np.ndarray, "image height width channel"]
 
+Part = Literal["meta_train", "validation", "unseen"]
+"""A part of a source's classes. No class is in two."""
+
 
 class ClassImages(NamedTuple):
-    """All images of one class, uint8 (image, height, width, channel), and the group the class belongs to."""
+    """All images of one class, uint8 (image, height, width, channel), the group the class belongs to, and the part that
+    the source's publishers put it in, if they did."""
 
     name: str
     group: str
     images: Images
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
 class ClassRecord:
-    """What identifies a stored class: its names, how many images it has, and the SHA-256 of their pixels."""
+    """What identifies a stored class: its names, how many images it has, the SHA-256 of their pixels, and the part that
+    its publishers put it in."""
 
     name: str
     group: str
     count: int
     sha256: str
+    part: Part | None = None
+
+    @property
+    def row(self) -> dict[str, str | int]:
+        """As it is stored; a part that is not known is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +139,8 @@ def record_of(entry: ClassImages, origin: str) -> ClassRecord:
         )
     if len(images) == 0:
         raise InvalidInputError(f"{origin}: class {entry.name!r} has no images; add some or remove the class")
-    return ClassRecord(
-        entry.name, entry.group, len(images), hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-    )
+    sha256 = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+    return ClassRecord(entry.name, entry.group, len(images), sha256, entry.part)
 
 
 def check_records(records: Sequence[ClassRecord], origin: str) -> None:
@@ -156,5 +167,5 @@ def image_shape_of(entry: ClassImages) -> tuple[int, int, int]:
 
 def fingerprint_of(records: Sequence[ClassRecord], image_shape: tuple[int, int, int]) -> str:
     """SHA-256 in hexadecimal over names, groups, counts, digests and the shape of the images."""
-    rows = [[record.name, record.group, record.count, record.sha256] for record in records]
+    rows = [list(record.row.values()) for record in records]
     return hashlib.sha256(json.dumps([list(image_shape), rows]).encode()).hexdigest()

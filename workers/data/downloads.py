@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataUnavailableError
-from workers.data.arrays import ClassImages, by_label
+from workers.data.arrays import ClassImages, Part, by_label
 from workers.data.cache import locked
 from workers.data.idx import find_idx
 from workers.data.images import decode_squares, resize_all, stack_images
@@ -41,6 +41,8 @@ IDX_SETS: Mapping[str, IdxSet] = {
     "kmnist": IdxSet("KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
 }
 
+
+_BACKGROUND = "images_background"  # the half of Omniglot that its publishers learn from
 
 _IDX_FILES = ", ".join(
     f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")
@@ -101,10 +103,10 @@ def omniglot_alphabets(root: Path) -> list[Path]:
     Raises:
         DataUnavailableError: the download failed.
     """
-    halves = [root / "omniglot-py" / half for half in ("images_background", "images_evaluation")]
+    halves = [root / "omniglot-py" / half for half in (_BACKGROUND, "images_evaluation")]
     for half in halves:
         if not half.is_dir():
-            download("omniglot", "Omniglot", root, background=half.name == "images_background")
+            download("omniglot", "Omniglot", root, background=half.name == _BACKGROUND)
     return sorted(path for half in halves for path in half.iterdir() if path.is_dir())
 
 
@@ -120,7 +122,8 @@ def read_omniglot(alphabets: Sequence[Path], image_size: int) -> Iterator[ClassI
                 255 - decode_squares(path, str(path), (image_size,), channels=1)[0]
                 for path in sorted(character.glob("*.png"))
             ]
-            yield ClassImages(f"{alphabet.name}/{character.name}", alphabet.name, stack_images(squares))
+            part: Part = "meta_train" if alphabet.parent.name == _BACKGROUND else "unseen"
+            yield ClassImages(f"{alphabet.name}/{character.name}", alphabet.name, stack_images(squares), part)
 
 
 def download(name: str, torchvision_name: str, root: Path, **arguments: object) -> Any:

@@ -34,7 +34,9 @@ class Episode:
     test_labels: Labels
 
 
-def sample_task(arrays: ClassArrays, family: TaskFamily, split: Split, task_id: str, seed: int) -> LearningTask:
+def sample_task(
+    arrays: ClassArrays, family: TaskFamily, split: Split, task_id: str, seed: int, least_train_images: int = 1
+) -> LearningTask:
     """Draws a task: `family.num_ways` classes of a split, uniformly across its groups.
 
     Args:
@@ -43,17 +45,20 @@ def sample_task(arrays: ClassArrays, family: TaskFamily, split: Split, task_id: 
         split: which classes may be drawn.
         task_id: names the task; with `seed` it decides everything that is random.
         seed: the study's seed.
+        least_train_images: that a class must have beyond its `test_per_class`; `train_per_class` where a task is of no
+            use with fewer.
 
     Raises:
-        InvalidInputError: the split has too few classes with at least `test_per_class` + 1 images.
+        InvalidInputError: the split has too few classes with enough images.
     """
-    of_split = classes_of(arrays, split, family.data.unseen_fraction, family.data.split_seed)
-    eligible = [index for index in of_split if arrays.num_images(index) > family.test_per_class]
+    of_split = classes_of(arrays, split, family.data)
+    least = family.test_per_class + least_train_images
+    eligible = [index for index in of_split if arrays.num_images(index) >= least]
     if len(eligible) < family.num_ways:
         raise InvalidInputError(
             f"source {family.data.source!r} has {len(of_split)} classes in split {split!r}, {len(eligible)} of them "
-            f"with more than test_per_class = {family.test_per_class} images; num_ways is {family.num_ways}: lower "
-            "num_ways or test_per_class, or change data.unseen_fraction"
+            f"with {least} images or more, of which test_per_class is {family.test_per_class}; num_ways is "
+            f"{family.num_ways}: lower num_ways or the images per class, or change {_chooses(split, family)}"
         )
     drawn = stream(seed, task_id, "classes").choice(len(eligible), family.num_ways, replace=False)
     return LearningTask(
@@ -65,6 +70,13 @@ def sample_task(arrays: ClassArrays, family: TaskFamily, split: Split, task_id: 
         test_per_class=family.test_per_class,
         seed=derived_seed(seed, task_id, "images"),
     )
+
+
+def _chooses(split: Split, family: TaskFamily) -> str:
+    """The field that decides how many classes a split has."""
+    if family.data.class_split != "fraction":
+        return "data.class_split"
+    return "data.validation_fraction" if split == "validation" else "data.unseen_fraction"
 
 
 def load_episode(task: LearningTask) -> Episode:

@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from common.config import DatasetRef
+from common.data_config import MINI_IMAGENET
 from common.errors import InvalidInputError, NotFoundError
-from workers.data import archives, digits, downloads, folders, glyphs, idx
+from workers.data import archives, digits, downloads, folders, glyphs, idx, mini_imagenet
 from workers.data.arrays import ClassArrays, ClassImages
 from workers.data.cache import cache_root, cached
 from workers.data.prepare import open_prepared, prepared_sizes
@@ -30,6 +31,7 @@ class Source:
         native_size: height and width in pixels of the original images; None where they vary.
         num_classes: None where it depends on the user's files.
         load: class arrays of a reference at an image size in pixels.
+        needs_root: True where only the user can have its files.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Source:
     native_size: int | None
     num_classes: int | None
     load: Callable[[DatasetRef, int], ClassArrays]
+    needs_root: bool = False
 
 
 def load_arrays(ref: DatasetRef, image_size: int) -> ClassArrays:
@@ -113,8 +116,14 @@ def _load_svhn(ref: DatasetRef, image_size: int) -> ClassArrays:
 def _load_omniglot(ref: DatasetRef, image_size: int) -> ClassArrays:
     root = _root(ref) or _downloads("omniglot")
     alphabets = downloads.omniglot_alphabets(root)
-    parameters = {"root": str(root), "alphabets": folders.signature_of(alphabets, root)}
+    parameters = {"root": str(root), "alphabets": folders.signature_of(alphabets, root), "has_parts": True}
     return _cached("omniglot", image_size, parameters, lambda size: downloads.read_omniglot(alphabets, size))
+
+
+def _load_mini_imagenet(ref: DatasetRef, image_size: int) -> ClassArrays:
+    files = mini_imagenet.find_mini_imagenet(_root(ref) or _downloads(MINI_IMAGENET))
+    parameters = {"root": str(files.folder), "files": folders.signature_of(files.paths, files.folder)}
+    return _cached(MINI_IMAGENET, image_size, parameters, lambda size: mini_imagenet.read_mini_imagenet(files, size))
 
 
 def _load_imagenet(ref: DatasetRef, image_size: int) -> ClassArrays:
@@ -160,7 +169,24 @@ SOURCES: Mapping[str, Source] = {
         Source("cifar100", "a hundred kinds of things, colour", True, 32, 100, partial(_load_cifar, "cifar100")),
         Source("svhn", "house numbers, colour", True, 32, 10, _load_svhn),
         Source("omniglot", "handwritten characters of 50 alphabets", True, 105, 1623, _load_omniglot),
-        Source("imagenet", "a folder made by `metasearch data prepare`; needs root", False, None, None, _load_imagenet),
+        Source(
+            MINI_IMAGENET,
+            "100 kinds of things for few-shot learning, colour; needs root",
+            downloads=False,
+            native_size=mini_imagenet.NATIVE_SIZE,
+            num_classes=100,
+            load=_load_mini_imagenet,
+            needs_root=True,
+        ),
+        Source(
+            "imagenet",
+            "a folder made by `metasearch data prepare`; needs root",
+            downloads=False,
+            native_size=None,
+            num_classes=None,
+            load=_load_imagenet,
+            needs_root=True,
+        ),
     )
 }
 """All sources by name, in the order in which they are listed."""

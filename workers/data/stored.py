@@ -6,7 +6,7 @@ Files are memory-mapped when a class is asked for, so all processes of a machine
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -69,7 +69,7 @@ def write_manifest(folder: Path, records: Sequence[ClassRecord], image_shape: tu
         "format": FORMAT_VERSION,
         "image_shape": list(image_shape),
         "fingerprint": fingerprint_of(records, image_shape),
-        "classes": [asdict(record) for record in records],
+        "classes": [record.row for record in records],
     }
     growing = folder / f"{MANIFEST_NAME}.growing"
     growing.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), "utf-8")

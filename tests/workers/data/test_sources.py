@@ -14,6 +14,8 @@ from common.config import DatasetRef
 from common.errors import InvalidInputError, UnavailableError
 from workers.data import downloads
 from workers.data.downloads import IDX_SETS
+from workers.data.glyphs import render_glyphs
+from workers.data.scripts import SCRIPTS
 from workers.data.sources import SOURCES, load_arrays
 
 FASHION = next((folder for folder in IDX_SETS["fashion-mnist"].system_folders if folder.is_dir()), None)
@@ -200,8 +202,17 @@ def test_omniglot_ink_is_bright_and_alphabets_are_groups(tmp_path: Path) -> None
     arrays = load_arrays(DatasetRef(source="omniglot", root=str(tmp_path)), 35)
     assert arrays.class_names[1:3] == ("Greek/character02", "Tengwar/character01")
     assert arrays.groups == ("Greek", "Greek", "Tengwar", "Tengwar")
+    assert [record.part for record in arrays.records] == ["meta_train", "meta_train", "unseen", "unseen"]
     assert arrays.of_class(0)[0, 17, 17, 0] == 255
     assert arrays.of_class(0)[0, 2, 2, 0] == 0
+
+
+@pytest.mark.parametrize("size", [28, 84])
+def test_sizes_of_few_shot_learning_are_made_of_any_image(size: int) -> None:
+    assert load_arrays(DatasetRef(source="digits"), size).image_shape == (size, size, 1)
+    drawn = next(iter(render_glyphs(SCRIPTS[:1], images_per_class=2, image_size=size)))
+    assert drawn.images.shape == (2, size, size, 1)
+    assert drawn.images.max() > 150
 
 
 def test_imagenet_without_root_says_how_to_get_one() -> None:
