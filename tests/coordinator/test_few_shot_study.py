@@ -17,10 +17,13 @@ from common.artifacts import PriorStore
 from common.config import ClusterConfig, StudyConfig
 from common.messages import AdaptRequest, AdaptResult, Rejection, RejectionReason
 from common.meta.prior import Prior, initial_prior
+from common.sweep_config import validate_sweep
+from common.sweep_plan import SweepPlan
 from coordinator import study
 from coordinator.local import LocalExecutor
 from coordinator.pool import RayPool
 from coordinator.rounds import Result, plan
+from coordinator.trial import open_trial
 
 ROUNDS, TASKS = 3, 4
 STUDY = (
@@ -192,6 +195,17 @@ def test_a_task_that_diverges_is_rejected_and_its_round_goes_on(
     )
     assert [rejection.reason for rejection in rejected if rejection] == [RejectionReason.NOT_FINITE]
     assert all(np.isfinite(vector).all() for vector in last.vectors.values())
+
+
+def test_a_trial_of_a_sweep_is_measured_on_query_images_of_fresh_episodes(
+    config: StudyConfig, undisturbed: list[str], tmp_path: Path
+) -> None:
+    sweep = {"space": {"few_shot.adam.lr": {"choice": [0.001, 0.1]}}, "tasks": 2, "report_every": ROUNDS}
+    plan_of_it = SweepPlan(config=validate_sweep(sweep), study=config)
+    measured = open_trial(plan_of_it, {"few_shot.adam.lr": 0.001}, tmp_path, torch.device("cpu")).advance()
+    assert measured["rounds"] == ROUNDS
+    assert measured["accuracy"] == sum(measured["accuracies"]) / 2
+    assert PriorStore(tmp_path).load().digest() == undisturbed[-1], "the rate that it has anyway"
 
 
 def test_a_plan_is_a_pure_function(config: StudyConfig) -> None:
