@@ -100,7 +100,8 @@ def paper(
     with _messages.status("Looking for the images ..."):
         check_data(config, chosen)
     _run(config, chosen, folder, address)
-    from coordinator.paper.outcome import collect_outcome, plain
+    from coordinator.paper.outcome import collect_outcome
+    from coordinator.paper.plain import plain
     from coordinator.paper.publish import publish
 
     outcome = collect_outcome(folder)

@@ -25,7 +25,8 @@ from coordinator.paper.experiments import (
     figure4_family,
 )
 from coordinator.paper.images import prepare_images
-from coordinator.paper.outcome import collect_outcome, plain
+from coordinator.paper.outcome import collect_outcome
+from coordinator.paper.plain import plain
 from coordinator.paper.publish import publish
 from coordinator.paper.steps import carry_out, figure4_arms, stored_prior
 from coordinator.pool import Outcome
