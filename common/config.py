@@ -67,7 +67,9 @@ class SpaceConfig(Frozen):
     def _some(cls, kinds: Mapping[str, int]) -> Mapping[str, int]:
         if not kinds:
             raise ValueError("name at least one kind of cell")
-        return kinds
+        # They are rows of the architecture logits. Neither the stored configuration nor a request over gRPC keeps the
+        # order of a mapping, and equal configurations give equal priors.
+        return dict(sorted(kinds.items()))
 
     @property
     def ops(self) -> tuple[str, ...]:

@@ -95,7 +95,8 @@ def learn(
 
     Raises:
         ConflictError: the prior is not the version that the request names.
-        AdaptationError: a loss or a gradient is not finite.
+        AdaptationError: a loss of a test is not finite. (A meta-gradient that is not finite is refused by the outer
+            step, and its round goes on.)
     """
     loop = _FewShotTask(prior, request, network, episode.train_images, episode.train_labels)
     query = resident(episode.test_images, episode.test_labels, loop.device)
@@ -150,8 +151,9 @@ class _FewShotTask:
         self._none_column = space.ops.index(NONE) if NONE in space.ops else None
         vectors = [torch.from_numpy(np.array(prior.vectors[name])) for name in network.names]
         self._start = torch.cat(vectors).to(self.device, self._dtype)
+        alpha_lr = self._few_shot.alpha_lr if request.learns_alpha else 0.0
         rates = [
-            torch.full((size,), self._few_shot.alpha_lr if name == ALPHA else self._few_shot.theta_lr)
+            torch.full((size,), alpha_lr if name == ALPHA else self._few_shot.theta_lr)
             for name, size in network.sizes.items()
         ]
         self._rates = torch.cat(rates).to(self.device, self._dtype)
@@ -172,7 +174,7 @@ class _FewShotTask:
         )
         adapt_s = time.perf_counter() - started_s
         on_step(few_shot.steps)
-        losses = self._finite(estimate.losses, few_shot.steps)
+        losses = tuple(torch.stack(estimate.losses).tolist())
         gradients = {
             name: np.array(part.detach().to("cpu", torch.float32).numpy())
             for name, part in self._network.split(estimate.gradient).items()
