@@ -80,11 +80,6 @@ class Pool(Protocol):
         """Calls without an outcome yet, but for quick ones."""
         ...
 
-    @property
-    def num_quick(self) -> int:
-        """Quick calls without an outcome yet."""
-        ...
-
     def submit(self, key: str, request: Call, prior: Prior | None) -> None:
         """Queues a call."""
         ...
@@ -248,7 +243,7 @@ class Dispatcher:
         refused: set[str] = set()
         while True:
             num_quick = sum(isinstance(run.job.spec, FewShotSpec) for run in self._runs.values())
-            takes_quick = max(num_quick, self.pool.num_quick) < room
+            takes_quick = num_quick < room
             takes_long = max(len(self._runs) - num_quick, self.pool.num_pending) < room
             if not (takes_quick or takes_long):
                 return
