@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from logging import Logger
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from common.config import ClusterConfig, StudyConfig
 from common.errors import AdaptationError, UnavailableError
@@ -180,13 +180,17 @@ class CallRun(Run):
             "url": self.url,
         }
 
+    leaves_checkpoints: ClassVar[bool] = False
+    """Whether calls leave checkpoints in the attempt's folder."""
+
     def tidy(self) -> None:
         """See `Run`: the folders of earlier attempts, and the checkpoints of this one.
 
         Another attempt could not need them, as there will be none. A worker that was believed dead may still write to
         its folder, and then leaves files there that nobody reads.
         """
-        self.desk.background.submit(_remove_remains, self.url, self.desk.logger)
+        if self.job.attempt > 1 or self.leaves_checkpoints:
+            self.desk.background.submit(_remove_remains, self.url, self.desk.logger)
 
     def base_prior(self) -> Prior:
         """The prior of the version that the job runs on."""
