@@ -22,6 +22,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.meta.prior import Prior
+from coordinator.calls import Call, Outcome
 from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
 from coordinator.few_shot_run import FewShotRun
@@ -37,7 +38,7 @@ from coordinator.jobs import (
     MetaTrainSpec,
     SweepSpec,
 )
-from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
+from coordinator.pool import MAX_IN_FLIGHT
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
