@@ -93,6 +93,8 @@ class EpisodeOutcome(Frozen):
     accuracy: tuple[float, ...]
     loss_nats: tuple[float, ...]
     adapt_s: float
+    path: str | None = None
+    """What computed the cells of its steps, `native` or `pytorch`."""
 
 
 class StepInterval(Frozen):
@@ -118,6 +120,8 @@ class MetaTestResult(Frozen):
     chance: float
     adapt_s: float
     """Of an episode, mean; one thread of a worker."""
+    paths: tuple[str, ...] = ()
+    """What computed the cells of the steps: `native`, `pytorch`, or both where workers differ."""
     environment: Mapping[str, Any]
 
     @property
@@ -297,6 +301,7 @@ def outcome_of(result: AdaptResult) -> EpisodeOutcome:
         accuracy=tuple(each.accuracy for each in result.evaluations),
         loss_nats=tuple(each.loss for each in result.evaluations),
         adapt_s=result.adapt_s,
+        path=result.path,
     )
 
 
@@ -356,6 +361,7 @@ def summarise(plan: MetaTestPlan, outcomes: Sequence[EpisodeOutcome], environmen
         loss_nats=loss_nats,
         chance=1 / plan.family.num_ways,
         adapt_s=float(np.mean([outcome.adapt_s for outcome in outcomes])),
+        paths=tuple(sorted({outcome.path for outcome in outcomes if outcome.path is not None})),
         environment=environment,
     )
 
