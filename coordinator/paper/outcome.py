@@ -18,8 +18,7 @@ from common.nn.counting import count_network
 from common.space.genotype import Genotype
 from common.space.released import RELEASED
 from common.storage import ArtifactFolder
-from coordinator.html_report.pca import Components
-from coordinator.paper.anchors import PUBLISHED, SOURCE, TITLES, Published, TableName
+from coordinator.paper.anchors import PUBLISHED, TITLES, Published, TableName
 from coordinator.paper.clusters import Clusters, clusters
 from coordinator.paper.experiments import (
     CELL_GROUPS,
@@ -30,12 +29,12 @@ from coordinator.paper.experiments import (
     TableRow,
     figure4_steps,
 )
+from coordinator.paper.few_shot_outcome import FewShotOutcome, few_shot_outcome
 from coordinator.paper.steps import (
     BASE_ARM,
     FIGURE4,
     FROZEN_ARM,
     META,
-    META_WORKERS,
     PAPER,
     SCRATCH_ARM,
     adaptation,
@@ -47,7 +46,7 @@ from coordinator.paper.steps import (
     stored_config,
     stored_prior,
 )
-from coordinator.sinks import read_lines
+from coordinator.paper.studies import MetaTraining, what_it_took
 
 RESULTS = "results.json"
 NO_ARCHITECTURE = "not run: its architecture is not in this package"
@@ -57,28 +56,6 @@ ARM_NAMES: Mapping[str, str] = {
     SCRATCH_ARM: "DARTS supernet from scratch",
 }
 _PERCENT = 100.0
-
-
-@dataclass(frozen=True)
-class MetaTraining:
-    """What the meta-training took.
-
-    Attributes:
-        rounds: of the study.
-        tasks_per_round: likewise.
-        seconds: wall clock of all rounds.
-        num_workers: that computed side by side, in the last session.
-    """
-
-    rounds: int
-    tasks_per_round: int
-    seconds: float
-    num_workers: int
-
-    @property
-    def device_s(self) -> float:
-        """Seconds of one worker's device."""
-        return self.seconds * self.num_workers
 
 
 @dataclass(frozen=True)
@@ -197,7 +174,8 @@ class Outcome:
         config: of the run.
         environment: what it was computed with.
         meta: None where the meta-training has not ended.
-        tables: all three.
+        tables: the first three.
+        few_shot: table 4.
         figure3: None where it has not been run.
         figure4: None where it has not been run.
         cells: found ones, then published ones.
@@ -207,6 +185,7 @@ class Outcome:
     environment: Mapping[str, Any]
     meta: MetaTraining | None
     tables: tuple[Table, ...]
+    few_shot: FewShotOutcome
     figure3: ThirdFigure | None
     figure4: FourthFigureOutcome | None
     cells: tuple[Cell, ...]
@@ -221,55 +200,21 @@ def collect_outcome(folder: Path) -> Outcome:
     """
     config = stored_config(folder)
     environment = json.loads(ArtifactFolder(folder).read(PAPER))["environment"]
+    few_shot = few_shot_outcome(config.few_shot, folder)
     return Outcome(
         config=config,
         environment=environment,
         meta=_meta(folder, config),
         tables=tuple(_table(folder, config, name) for name in TABLES),
+        few_shot=few_shot,
         figure3=_figure3(folder, config),
         figure4=_figure4(folder, config),
-        cells=_cells(folder, config),
+        cells=_cells(folder, config, few_shot),
     )
 
 
-def plain(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as JSON holds it: every figure of the tables and drawings, published ones named as such."""
-    return {
-        "source_of_published_figures": SOURCE,
-        "scale": outcome.config.scale,
-        "meta_training": None
-        if outcome.meta is None
-        else {
-            "rounds": outcome.meta.rounds,
-            "tasks_per_round": outcome.meta.tasks_per_round,
-            "seconds": outcome.meta.seconds,
-            "num_workers": outcome.meta.num_workers,
-            "device_s": outcome.meta.device_s,
-        },
-        "tables": {table.name: _plain_table(table) for table in outcome.tables},
-        "figure3": None if outcome.figure3 is None else _plain_figure3(outcome.figure3),
-        "figure4": None if outcome.figure4 is None else _plain_figure4(outcome.figure4),
-        "cells": [
-            {
-                "name": cell.key,
-                "title": cell.title,
-                "origin": cell.origin,
-                "genotype": None if cell.genotype is None else cell.genotype.model_dump(mode="json"),
-            }
-            for cell in outcome.cells
-        ],
-        "environment": dict(outcome.environment),
-    }
-
-
 def _meta(folder: Path, config: PaperConfig) -> MetaTraining | None:
-    if stored_prior(folder, config) is None:
-        return None
-    rounds = read_lines(folder / META / "rounds.jsonl")
-    num_workers = json.loads(ArtifactFolder(folder / META).read(META_WORKERS))["num_workers"]
-    tasks = sum(family.tasks_per_round for family in config.study.families)
-    seconds = sum(values["round_seconds"] for values in rounds)
-    return MetaTraining(config.study.rounds, tasks, seconds, num_workers)
+    return None if stored_prior(folder, config) is None else what_it_took(folder / META, config.study)
 
 
 def _table(folder: Path, config: PaperConfig, name: TableName) -> Table:
@@ -360,7 +305,7 @@ def _figure4(folder: Path, config: PaperConfig) -> FourthFigureOutcome | None:
     )
 
 
-def _cells(folder: Path, config: PaperConfig) -> tuple[Cell, ...]:
+def _cells(folder: Path, config: PaperConfig, few_shot: FewShotOutcome) -> tuple[Cell, ...]:
     cells = []
     prior = row_genotype(config, folder, TableRow(published="", key="prior", group="prior"))
     why_not = "not run yet: metasearch paper cells"
@@ -378,83 +323,13 @@ def _cells(folder: Path, config: PaperConfig) -> tuple[Cell, ...]:
         what = "the posterior" if count == 1 else f"the mean of {count} posteriors"
         origin = f"The most probable architecture under {what} that the prior was adapted to."
         cells.append(Cell(group, names[group], genotype, origin if genotype is not None else why_not))
+    for row in few_shot.rows:
+        if row.row.variant is not None:
+            found = row.genotypes[0] if row.genotypes else None
+            origin = "The most probable architecture of the few-shot search for table 4."
+            why_not = "not run yet: metasearch paper table4"
+            title = f"{row.published.name}, few-shot"
+            cells.append(Cell(row.row.key, title, found, origin if found is not None else why_not))
     for name, genotype in RELEASED.items():
         cells.append(Cell(name, f"{name}, published", genotype, "A published genotype; not found by this run."))
     return tuple(cells)
-
-
-def _plain_table(table: Table) -> dict[str, Any]:
-    return {
-        "title": table.title,
-        "images": table.images,
-        "images_are_the_papers": not table.is_stand_in,
-        "rows": [_plain_row(row) for row in table.rows],
-    }
-
-
-def _plain_row(row: Row) -> dict[str, Any]:
-    paper = row.published
-    trained = row.trained
-    return {
-        "name": paper.name,
-        "paper": {
-            "top1_error_percent": paper.error,
-            "top1_error_spread": paper.error_spread,
-            "top5_error_percent": paper.top5_error,
-            "params_millions": paper.params_m,
-            "macs_millions": paper.macs_m,
-            "search_gpu_days": paper.search_days,
-            "meta_gpu_days": paper.meta_days,
-        },
-        "genotype_is": "published" if row.is_released else "found by this run" if row.row is not None else None,
-        "genotype": None if row.genotype is None else row.genotype.model_dump(mode="json"),
-        "at_paper_size": None if row.at_paper_size is None else _plain_cost(row.at_paper_size),
-        "run": None
-        if trained is None
-        else {
-            "top1_error_percent": trained.error,
-            "top1_error_interval_95": [trained.error_low, trained.error_high],
-            "top5_error_percent": None,
-            "num_train": trained.num_train,
-            "num_test": trained.num_test,
-            "epochs": trained.epochs,
-            "train_s": trained.train_s,
-            **_plain_cost(trained.cost),
-            "adaptation_device_s": None if row.is_released else row.adapt_s,
-        },
-        "not_run": row.why_not or None,
-    }
-
-
-def _plain_cost(cost: Cost) -> dict[str, int]:
-    return {"params": cost.num_params, "macs": cost.num_macs}
-
-
-def _plain_figure3(figure: ThirdFigure) -> dict[str, Any]:
-    return {
-        "num_weights": figure.num_weights,
-        "weights": _plain_clusters(figure.weights),
-        "architecture": _plain_clusters(figure.architecture),
-    }
-
-
-def _plain_clusters(found: Clusters) -> dict[str, Any]:
-    components: Components = found.components
-    return {
-        "families": list(found.families),
-        "points": components.points.tolist(),
-        "explained_variance_fraction": list(components.explained),
-        "silhouette": found.silhouette,
-        "silhouette_by_family": dict(found.silhouettes),
-        "relative_spread_by_family": dict(found.spreads),
-        "nearest_family": dict(found.nearest),
-    }
-
-
-def _plain_figure4(figure: FourthFigureOutcome) -> dict[str, Any]:
-    return {
-        "images": figure.images,
-        "epochs": list(figure.epochs),
-        "chance": figure.chance,
-        "accuracy": {name: values.tolist() for name, values in figure.arms.items()},
-    }

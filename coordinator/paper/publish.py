@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from common.storage import ArtifactFolder
 from coordinator.drawing import cells_figure
 from coordinator.paper.figures import figure2, figure3, figure4
-from coordinator.paper.outcome import RESULTS, Outcome, plain
+from coordinator.paper.outcome import RESULTS, Outcome
 from coordinator.paper.page import page
 from coordinator.paper.places import run_places
+from coordinator.paper.plain import plain
 from coordinator.report import DOTS_PER_INCH
 
 PAGE = "paper.html"
