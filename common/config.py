@@ -68,7 +68,8 @@ class SpaceConfig(Frozen):
     def _some(cls, kinds: Mapping[str, int]) -> Mapping[str, int]:
         if not kinds:
             raise ValueError("name at least one kind of cell")
-        # The order in which they were written may be lost on the way: a map of the protocol keeps none.
+        # They are rows of the architecture logits. Neither the stored configuration nor a request over gRPC keeps the
+        # order of a mapping, and equal configurations give equal priors.
         return dict(sorted(kinds.items()))
 
     @property

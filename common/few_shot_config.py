@@ -67,8 +67,9 @@ class FewShotConfig(Frozen):
     """Rate of the inner steps, plain SGD, for weights and classifier."""
     alpha_lr: NonNegativeFloat = 0.05
     """The same for architecture logits; 0 keeps them."""
-    displacement: PositiveFloat = 1e-2
-    """Length of the displacement of finite_difference, in the space of all parameters."""
+    displacement: PositiveFloat = 0.1
+    """Length of the displacement of finite_difference, in the space of all parameters. On smooth losses 0.01 is better;
+    on networks with ReLU and max pooling a short one makes curvature of every kink that it crosses."""
     adam: MetaAdamConfig = MetaAdamConfig()
     """The outer step."""
     sgd: MetaSgdConfig | None = None

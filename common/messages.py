@@ -17,9 +17,9 @@ from common.config import (
     StudyConfig,
     TrialsConfig,
 )
-from common.derivation import Limits
 from common.evaluate_config import EvaluateConfig
 from common.few_shot_config import FewShotConfig
+from common.limits import Limits
 from common.meta.aggregate import FixedPointSum
 from common.meta.prior import Vector
 from common.space.genotype import DerivationRule, Genotype

@@ -106,6 +106,13 @@ class ArtifactFolder:
             with self._answering("remove", self.path(name)):
                 self._fs.rm_file(self.path(name))
 
+    def remove_tree(self, name: str) -> None:
+        """Removes a folder and all that is in it, if it is there."""
+        path = self.path(name)
+        with self._answering("remove", path):
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
+
     def copy_tree(self, source: str, name: str) -> None:
         """Copies all files below a folder of the same storage into the folder `name`, in place of what is there.
 

@@ -32,6 +32,7 @@ _FIXED_UNDER_PBT = (
     "adapt.gaussian_scale",
     "few_shot.network",
     "few_shot.genotype",
+    "few_shot.filters",
 )
 
 

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Protocol
 
 # What rounds of few-shot studies measure beside all else. Query images count after the last inner step, with the
-# noise-free architecture; their batch statistics are those of `few_shot.evaluation`.
+# noise-free architecture; their batch statistics are those of `few_shot.evaluation`. The steps of method reptile take
+# them too, so under it they are not held out.
 FEW_SHOT_METRICS: Mapping[str, str] = MappingProxyType(
     {
         "query_loss": "Cross-entropy of the query images, nats, mean over few-shot tasks",

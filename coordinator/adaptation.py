@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.config import StudyConfig
-from common.derivation import Limits, ScoredGenotype
+from common.derivation import ScoredGenotype
+from common.limits import Limits
 from common.messages import AdaptResult
 from common.meta.prior import Prior
 from common.network_config import network_folder

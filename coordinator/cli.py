@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common.errors import (
@@ -33,6 +32,7 @@ from coordinator import (
     profile_cli,
     report_cli,
     serving_cli,
+    submit_cli,
     sweep_cli,
 )
 from coordinator.genotypes import genotype_fields
@@ -43,6 +43,7 @@ from coordinator.limit_options import (
     MaxParamsOption,
     limits_of,
 )
+from coordinator.progress import Bar
 
 # Heavy imports (torch, Ray, matplotlib) wait until a command needs them, so that --help answers at once.
 
@@ -61,6 +62,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them, prepare large ones.")
 app.add_typer(data_app, name="data")
 serving_cli.register(app)
+submit_cli.register(app)
 client_cli.register(app)
 label_cli.register(app)
 network_cli.register(app)
@@ -402,24 +404,9 @@ def data_prepare(
         pixels = tuple(int(size) for size in sizes.split(","))
     except ValueError:
         raise InvalidInputError(f"--sizes takes whole numbers separated by commas, got {sizes!r}") from None
-    bar = Progress(
-        TextColumn("Classes"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=_messages,
-    )
-    with bar:
-        task = bar.add_task("classes", total=None)
-        summary = prepare(
-            source,
-            target,
-            pixels,
-            processes or len(os.sched_getaffinity(0)),
-            lambda done, total: bar.update(task, completed=done, total=total),
-            skip_unreadable,
-        )
+    num_processes = processes or len(os.sched_getaffinity(0))
+    with Bar(_messages, "Classes") as bar:
+        summary = prepare(source, target, pixels, num_processes, bar.show, skip_unreadable)
     _messages.print(
         f"{summary.num_classes} classes, {summary.num_images} images ({summary.num_resumed} classes were done before); "
         f"use it as --data imagenet --root {target}",

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.config import DatasetRef, Split, StudyConfig, TaskFamily
 from common.errors import AdaptationError
@@ -29,6 +28,7 @@ from coordinator.api.client import TERMINAL_STATES, SearchClient
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.experiment import fresh_tasks
 from coordinator.local_service import LocalService, local_settings, local_token
+from coordinator.progress import Bar
 from coordinator.report import Panel, draw_cells, draw_curves, intervals_by_step, results_table
 from coordinator.study import load_catalogs
 from workers.environment import environment
@@ -44,7 +44,6 @@ SCRIPTS_TITLE = "Unseen scripts"
 DIGITS_TITLE = "Handwritten digits"
 PRIOR_STUDY = "demo"
 SCRATCH_STUDY = "scratch"
-_LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -137,14 +136,16 @@ def _train(client: SearchClient, service: LocalService, config: StudyConfig, con
             f"Meta-training {config.rounds} rounds of {config.families[0].tasks_per_round} ten-way tasks of characters"
         )
     job = unfinished[-1] if unfinished else client.meta_train(study)
-    bar = _Bar(console, "Rounds", config.rounds, trained)
-    with bar.progress:
+    is_announced = False
+    with Bar(console, "Rounds", config.rounds, trained) as bar:
         for response in client.watch(job.name):
             job = response.job
-            if job.state == pb.JOB_STATE_RUNNING:
-                bar.announce(service)
+            if job.state == pb.JOB_STATE_RUNNING and not is_announced:
+                is_announced = True
+                for line in service.dashboard_lines():
+                    console.print(line)
             loss = job.progress.metrics.get("train_loss_last")
-            bar.show(job.progress.done, "" if loss is None else f"loss {loss:.3f}")
+            bar.show(job.progress.done, note="" if loss is None else f"loss {loss:.3f}")
     _check(job)
     return job.meta_train_result
 
@@ -168,9 +169,8 @@ def _evaluate(
             arm: [_submit(client, f"studies/{study}", task) for task in tasks]
             for arm, study in ((PRIOR_ARM, PRIOR_STUDY), (SCRATCH_ARM, SCRATCH_STUDY))
         }
-        bar = _Bar(console, comparison.title, 2 * comparison.num_tasks)
         finished: dict[str, list[pb.Job]] = {arm: [] for arm in arms}
-        with bar.progress:
+        with Bar(console, comparison.title, 2 * comparison.num_tasks, 0) as bar:
             for arm, jobs in arms.items():
                 for job in jobs:
                     finished[arm].append(_follow(client, job.name, bar))
@@ -200,15 +200,17 @@ def _submit(client: SearchClient, study: str, task: LearningTask) -> pb.Job:
     return job
 
 
-def _follow(client: SearchClient, name: str, bar: "_Bar") -> pb.Job:
+def _follow(client: SearchClient, name: str, bar: Bar) -> pb.Job:
     """Watches a job to its end."""
     job = pb.Job()
     for response in client.watch(name):
         job = response.job
         if job.progress.HasField("accuracy"):
-            bar.show(bar.done, f"step {job.progress.done} of {job.progress.total}, best {job.progress.accuracy:.2f}")
+            bar.show(
+                bar.done, note=f"step {job.progress.done} of {job.progress.total}, best {job.progress.accuracy:.2f}"
+            )
     _check(job)
-    bar.show(bar.done + 1, f"accuracy {job.adapt_result.accuracy:.2f}")
+    bar.show(bar.done + 1, note=f"accuracy {job.adapt_result.accuracy:.2f}")
     return job
 
 
@@ -231,45 +233,3 @@ def _mean_genotype(client: SearchClient, jobs: Sequence[pb.Job], config: StudyCo
         posteriors.append(json.loads(path.read_text("utf-8"))["architecture_posterior"]["probabilities"])
     means = {kind: np.mean([posterior[kind] for posterior in posteriors], axis=0) for kind in config.space.cell_kinds}
     return derive(means, config.space.topology, config.space.ops)
-
-
-class _Bar:
-    """Progress: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, console: Console, label: str, total: int, done: int = 0) -> None:
-        self._console = console
-        self._label = label
-        self._total = total
-        self._first = self.done = done
-        self._started_s = self._last_line_s = time.monotonic()
-        self._announced = False
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self.progress.add_task(label, total=total, completed=done, note="")
-
-    def announce(self, service: LocalService) -> None:
-        """Says once where the Ray dashboard is."""
-        if not self._announced:
-            self._announced = True
-            for line in service.dashboard_lines():
-                self._console.print(line)
-
-    def show(self, done: int, note: str) -> None:
-        """How far it is."""
-        self.done = max(done, self._first)
-        self.progress.update(self._task, completed=self.done, note=note)
-        now_s = time.monotonic()
-        if not self._console.is_terminal and now_s - self._last_line_s >= _LINE_EVERY_S:
-            self._last_line_s = now_s
-            made = self.done - self._first
-            eta = f"  ETA {(now_s - self._started_s) / made * (self._total - self.done):.0f} s" if made else ""
-            self._console.print(f"{self._label} {self.done}/{self._total}  {note}{eta}".rstrip())

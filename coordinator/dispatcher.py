@@ -41,7 +41,8 @@ from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
-from coordinator.store.jobs import MAX_PAGE, JobStore, SupersededError
+from coordinator.store.fenced import MAX_PAGE, SupersededError
+from coordinator.store.jobs import JobStore
 from coordinator.sweep_run import SweepRun
 from workers.actor import WorkerStatus
 
@@ -253,7 +254,7 @@ class Dispatcher:
                 return
             self._look_at_queue = False
             # Quick jobs are in front; where the others have to wait anyway, nobody looks further.
-            queues = self.store.queues(MAX_PAGE if takes_long else _QUICK_LOOK)
+            queues = self.store.queues(None if takes_long else _QUICK_LOOK)
             running: dict[str, int] = {}
             for job in self.running:
                 running[job.tenant] = running.get(job.tenant, 0) + 1
@@ -320,7 +321,8 @@ class Dispatcher:
         """Fails queued jobs whose time is up."""
         if not self._every("deadlines", _LOOK_EVERY_S):
             return
-        for entries in self.store.queues().values():
+        # Reading a thousand takes some 20 ms. Those further back are told that they are late once they come closer.
+        for entries in self.store.queues(MAX_PAGE).values():
             for entry in entries:
                 if entry.queue_deadline_s is None or entry.queue_deadline_s > self.now_s():
                     continue

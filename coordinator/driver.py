@@ -1,6 +1,5 @@
 """The command line's side of a study on Ray: connects, starts the coordinator actor, shows progress, ends cleanly."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.config import ClusterConfig, StudyConfig
 from common.errors import UnavailableError
@@ -20,9 +18,9 @@ from coordinator import actor
 from coordinator.actor import TrainOutcome, start_coordinator
 from coordinator.cluster import Cluster, cause_of, connect, disconnect, worker_resources
 from coordinator.interrupts import asked_to_stop
+from coordinator.progress import Bar
 
 _POLL_S = 0.5
-_LINE_EVERY_S = 10.0
 _STOP_TIMEOUT_S = 30.0
 
 
@@ -134,22 +132,8 @@ class Session:
         total: int,
         describe: Callable[[actor.Progress], tuple[int, str]],
     ) -> Any:
-        """Waits for a call of the coordinator, showing how far it is: a bar on a terminal, else a line now and then."""
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        started_s = last_line_s = time.monotonic()
-        first = done
-        with asked_to_stop() as is_asked, bar:
-            task = bar.add_task(label, total=total, completed=done, note="")
+        """Waits for a call of the coordinator, showing how far it is."""
+        with asked_to_stop() as is_asked, Bar(self._console, label, total, done) as bar:
             while True:
                 ready, _ = ray.wait([reference], timeout=_POLL_S)
                 if ready:
@@ -157,13 +141,7 @@ class Session:
                 if is_asked():
                     return self._stop(reference)
                 done, note = describe(self._progress())
-                bar.update(task, completed=done, note=note)
-                now_s = time.monotonic()
-                if not self._console.is_terminal and now_s - last_line_s >= _LINE_EVERY_S:
-                    last_line_s = now_s
-                    eta_s = (now_s - started_s) / (done - first) * (total - done) if done > first else None
-                    ending = "" if eta_s is None else f"  ETA {eta_s:.0f} s"
-                    self._console.print(f"{label} {done}/{total}  {note}{ending}".rstrip())
+                bar.show(done, note=note)
 
     def _result(self, reference: Any) -> Any:
         try:

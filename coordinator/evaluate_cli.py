@@ -1,7 +1,6 @@
 """The command that trains and tests full networks on this machine."""
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common.config import DatasetRef
@@ -21,6 +19,7 @@ from common.space.released import RELEASED
 from common.storage import ArtifactFolder
 from coordinator.genotypes import genotype_of
 from coordinator.interrupts import asked_to_stop
+from coordinator.progress import Bar
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 # Torch waits until the command runs.
 
 _messages = Console(stderr=True, highlight=False)
-_LINE_EVERY_S = 10.0
 _DEFAULT_PRESET = "cifar10"
 
 
@@ -142,62 +140,28 @@ class _Session:
                 # Done before a stop; the first one is looked at again, as its budget may have been raised.
                 result = stored_result(folder) if plan is not self.plan else None
                 if result is None or result["config"] != plan.config.model_dump(mode="json"):
-                    with TrainBar(plan.name, quiet=self.group.rank > 0) as bar:
-                        result = run_evaluation(plan, folder, self.device, self.group, bar.show, should_stop)
+                    with TrainBar(plan.name, is_quiet=self.group.rank > 0) as bar:
+                        result = run_evaluation(plan, folder, self.device, self.group, bar.show_training, should_stop)
                 if result is None:
                     return None
                 results.append(result)
         return results
 
 
-class TrainBar:
-    """Progress of a training: a bar on a terminal, else a line now and then."""
+class TrainBar(Bar):
+    """Progress of a training."""
 
-    def __init__(self, label: str, quiet: bool) -> None:
-        self._label = label
-        self._quiet = quiet
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=_messages,
-            disable=quiet or not _messages.is_terminal,
-        )
-        self._task = self._bar.add_task(escape(label), total=None, note="")
-        self._first: int | None = None
-        self._started_s = self._last_line_s = time.monotonic()
+    def __init__(self, label: str, is_quiet: bool = False) -> None:
+        super().__init__(_messages, label, unit="steps", is_quiet=is_quiet)
 
-    def __enter__(self) -> "TrainBar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def show(self, progress: "TrainProgress") -> None:
+    def show_training(self, progress: "TrainProgress") -> None:
         """Shows how far it is."""
         note = ""
         if progress.last is not None:
             note = f"epoch {progress.epochs_done}, loss {progress.last.train_loss_nats:.3f}"
             if progress.last.accuracy is not None:
                 note += f", accuracy {progress.last.accuracy:.4f}"
-        self._bar.update(self._task, completed=progress.steps_done, total=progress.num_steps, note=note)
-        if self._first is None:
-            self._first = progress.steps_done
-        now_s = time.monotonic()
-        if self._quiet or _messages.is_terminal or now_s - self._last_line_s < _LINE_EVERY_S:
-            return
-        self._last_line_s = now_s
-        done = progress.steps_done - self._first
-        eta_s = (now_s - self._started_s) / done * (progress.num_steps - progress.steps_done) if done else None
-        ending = "" if eta_s is None else f"  ETA {eta_s:.0f} s"
-        line = f"{self._label}  {progress.steps_done}/{progress.num_steps} steps  {note}{ending}"
-        _messages.print(escape(line), soft_wrap=True)
+        self.show(progress.steps_done, progress.num_steps, note)
 
 
 def say_checkpoint() -> None:

@@ -20,6 +20,7 @@ class EvaluateRun(CallRun):
     """
 
     request: EvaluateRequest
+    leaves_checkpoints = True
 
     def asked(self) -> EvaluateRequest:
         """See `CallRun`."""

@@ -1,6 +1,6 @@
 """Which queued job starts next: a fair share for every tenant, priority and order of submission inside one. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from coordinator.store.records import QueueEntry
 
@@ -9,7 +9,7 @@ MAX_BACK_OFF_S = 60.0
 
 
 def pick(
-    queues: Mapping[str, Sequence[QueueEntry]],
+    queues: Mapping[str, Iterable[QueueEntry]],
     running: Mapping[str, int],
     weights: Mapping[str, float],
     busy_studies: frozenset[tuple[str, str]],
@@ -46,7 +46,7 @@ def pick(
 
 
 def _first_eligible(
-    entries: Sequence[QueueEntry],
+    entries: Iterable[QueueEntry],
     busy_studies: frozenset[tuple[str, str]],
     has_gpu: bool,
     now_s: float,

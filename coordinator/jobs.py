@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from common.config import DatasetRef, Frozen
-from common.derivation import Limits
 from common.errors import ConflictError
 from common.evaluate_config import EvaluateConfig
 from common.few_shot_config import BatchStatistics
+from common.limits import Limits
 from common.space.genotype import DerivationRule, Genotype
 from common.sweep_plan import SweepPlan
 from common.tasks import DatasetFile, FewShotTask, TaskChoice

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from common.derivation import Limits
 from common.errors import InvalidInputError
 from common.latency import read_table
+from common.limits import Limits
 from common.values import explain
 
 MaxParamsOption = Annotated[int | None, typer.Option(min=1, help="Parameters that the genotype may have.")]

@@ -9,6 +9,7 @@ Episode i is a function of the plan alone, so a test that goes on, or gets more 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ STATISTICS: Mapping[BatchStatistics, str] = {
     "transductive": "BatchNorm by the query images, all of an episode together",
     "inductive": "BatchNorm by the support images, each query image by itself",
 }
+PATHS: Mapping[str, str] = {"native": "the native cell", "pytorch": "PyTorch"}
 SPLITS: Mapping[Split, str] = {
     "meta_train": "classes of meta-training",
     "validation": "validation classes",
@@ -93,8 +95,8 @@ class EpisodeOutcome(Frozen):
     accuracy: tuple[float, ...]
     loss_nats: tuple[float, ...]
     adapt_s: float
-    path: str | None = None
-    """What computed the cells of its steps, `native` or `pytorch`."""
+    path: str
+    """What computed the inner steps, `native` or `pytorch`."""
 
 
 class StepInterval(Frozen):
@@ -120,8 +122,8 @@ class MetaTestResult(Frozen):
     chance: float
     adapt_s: float
     """Of an episode, mean; one thread of a worker."""
-    paths: tuple[str, ...] = ()
-    """What computed the cells of the steps: `native`, `pytorch`, or both where workers differ."""
+    paths: Mapping[str, int]
+    """How many episodes had their inner steps computed by each of `native` and `pytorch`."""
     environment: Mapping[str, Any]
 
     @property
@@ -301,7 +303,7 @@ def outcome_of(result: AdaptResult) -> EpisodeOutcome:
         accuracy=tuple(each.accuracy for each in result.evaluations),
         loss_nats=tuple(each.loss for each in result.evaluations),
         adapt_s=result.adapt_s,
-        path=result.path,
+        path=result.path or "pytorch",
     )
 
 
@@ -361,7 +363,7 @@ def summarise(plan: MetaTestPlan, outcomes: Sequence[EpisodeOutcome], environmen
         loss_nats=loss_nats,
         chance=1 / plan.family.num_ways,
         adapt_s=float(np.mean([outcome.adapt_s for outcome in outcomes])),
-        paths=tuple(sorted({outcome.path for outcome in outcomes if outcome.path is not None})),
+        paths=Counter(outcome.path for outcome in outcomes),
         environment=environment,
     )
 

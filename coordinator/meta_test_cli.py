@@ -122,9 +122,10 @@ def test(
 
 
 def _table(result: "MetaTestResult") -> Table:
-    from coordinator.meta_test import STATISTICS
+    from coordinator.meta_test import PATHS, STATISTICS
 
-    title = f"{result.num_episodes} episodes, {result.evaluation} ({STATISTICS[result.evaluation]})"
+    by = " and ".join(PATHS[path] for path in result.paths)
+    title = f"{result.num_episodes} episodes, {result.evaluation}: {STATISTICS[result.evaluation]}; steps by {by}"
     table = Table(
         "step", "accuracy", "95 % interval", "loss (nats)", show_edge=False, title=title, title_justify="left"
     )

@@ -18,11 +18,12 @@ from pydantic import Field, model_validator
 
 from common.config import CostPenalty, NonNegativeFloat, PositiveFloat, SpaceConfig, StudyConfig
 from common.cost import Cost, network_cost
-from common.derivation import Limits, genotype_probability, select
+from common.derivation import genotype_probability, select
 from common.errors import ConflictError, CorruptArtifactError, NotFoundError
 from common.evaluate_config import EvaluateConfig
 from common.expense import expense_of, smallest
 from common.latency import LatencyTable, network_ms
+from common.limits import Limits
 from common.network_config import FullNetworkConfig
 from common.nn.counting import count_network
 from common.space.genotype import Genotype

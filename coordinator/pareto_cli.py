@@ -256,8 +256,8 @@ def _trained(
             label = f"network {index + 1} of {len(points)}"
             plan = EvaluationPlan(name=label, genotype=point.genotype, config=recipe, data=reference)
             PLAN.store(below, plan)
-            with TrainBar(label, quiet=False) as bar:
-                result = evaluate(plan, below, chosen, on_progress=bar.show, should_stop=should_stop)
+            with TrainBar(label) as bar:
+                result = evaluate(plan, below, chosen, on_progress=bar.show_training, should_stop=should_stop)
         if result is None:
             return None
         trained.append(with_accuracy(point, result))

@@ -116,6 +116,7 @@ class RayPool:
         logger: hears of replacements.
         should_stop: asked at least once a second; once true, `run` ends early.
         worker_class: what the workers are, with the methods of `SearchWorker`.
+        pause: waits for some seconds, by the same clock.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class RayPool:
         logger: logging.Logger,
         should_stop: Callable[[], bool] = lambda: False,
         worker_class: type = SearchWorker,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._name = name
         self.gpus_per_worker = gpus_per_worker
@@ -135,6 +137,7 @@ class RayPool:
         self._now_s = now_s
         self._logger = logger
         self._should_stop = should_stop
+        self._pause = pause
         self._actor_class: Any = ray.remote(  # type: ignore[call-overload]
             concurrency_groups={STATUS_GROUP: 1, QUICK_GROUP: MAX_IN_FLIGHT}, max_restarts=0
         )(worker_class)
@@ -219,7 +222,7 @@ class RayPool:
         awaited = [*at_hand, *sweeps, *(starting if is_waiting else ())]
         if not awaited:
             if is_waiting:  # all workers wait to be started again
-                time.sleep(timeout_s)
+                self._pause(timeout_s)
             return []
         ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
         outcomes: list[Outcome] = []

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coordinator.api.stubs import search_pb2 as pb
-
-_MOST_COLUMNS = 8
 
 
 def few_shot_summary(result: pb.FewShotResult) -> Iterator[RenderableType]:
@@ -33,12 +31,12 @@ def few_shot_summary(result: pb.FewShotResult) -> Iterator[RenderableType]:
 
 
 def _predictions(result: pb.FewShotResult) -> Table:
-    """A row for each query; probabilities of all classes where they fit beside each other."""
-    classes = result.classes if len(result.classes) <= _MOST_COLUMNS else []
-    table = Table("query", "label", "probability", *(escape(name) for name in classes), show_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
+    """A row for each query: its label, and the class that would be next."""
+    table = Table(
+        *(Column(name, overflow="fold") for name in ("query", "label", "probability", "next")), show_edge=False
+    )
     for found in result.predictions:
-        each = [f"{value:.2f}" for value in found.probabilities] if classes else []
-        table.add_row(escape(found.name), escape(found.label), f"{found.probability:.2f}", *each)
+        order = sorted(range(len(result.classes)), key=lambda index: found.probabilities[index], reverse=True)
+        second = f"{escape(result.classes[order[1]])} {found.probabilities[order[1]]:.2f}"
+        table.add_row(escape(found.name), escape(found.label), f"{found.probability:.2f}", second)
     return table

@@ -12,6 +12,7 @@ from coordinator.jobs import Job
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import PriorPointer
 
+ATTEMPT = "attempt-"  # begins the names of the folders of a job's attempts
 _KEPT_PRIORS = 8
 
 
@@ -33,7 +34,7 @@ class StudyPriors:
 
     def url_of(self, job: Job) -> str:
         """Where the results of a job's present attempt go."""
-        folder = f"{_folder(job.tenant, job.study)}/jobs/{job.job_id}/attempt-{job.epoch}-{job.attempt}"
+        folder = f"{_folder(job.tenant, job.study)}/jobs/{job.job_id}/{ATTEMPT}{job.epoch}-{job.attempt}"
         return self._artifacts.url_of(folder)
 
     def config_of(self, tenant: str, study: str) -> StudyConfig:

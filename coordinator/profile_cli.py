@@ -1,13 +1,11 @@
 """The command that measures what a device takes for the parts of full networks."""
 
 import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common.errors import INTERRUPTED_EXIT_CODE, ConflictError, InvalidInputError
@@ -24,6 +22,7 @@ from coordinator.network_cli import (
     JsonOption,
     MotifOption,
 )
+from coordinator.progress import Bar
 
 if TYPE_CHECKING:
     from workers.profiling import Check
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 # Torch waits until the command runs.
 
 _messages = Console(stderr=True, highlight=False)
-_LINE_EVERY_S = 10.0
 
 
 def register(app: typer.Typer) -> None:
@@ -103,10 +101,10 @@ def profile(
             table = read_table(out)
             _messages.print(f"{out} is there: it is checked, not measured.", soft_wrap=True)
         else:
-            with Bar("Timing") as bar:
+            with Bar(_messages, "Timing") as bar:
                 table = run_profile(spec, chosen, folder, out.name, bar.show)
         if check:
-            with Bar("Checking") as bar:
+            with Bar(_messages, "Checking") as bar:
                 found = run_check(table, chosen, check, bar.show)
     except KeyboardInterrupt:
         _messages.print("Stopped; the same command goes on with what was measured.")
@@ -131,46 +129,6 @@ def profile(
             soft_wrap=True,
         )
     _messages.print(f"The table is in {out}.", soft_wrap=True)
-
-
-class Bar:
-    """Progress of measurements: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=_messages,
-            disable=not _messages.is_terminal,
-        )
-        self._task = self._bar.add_task(label, total=None)
-        self._first: int | None = None
-        self._started_s = self._last_line_s = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def show(self, done: int, total: int) -> None:
-        """Shows how far it is."""
-        self._bar.update(self._task, completed=done, total=total)
-        if self._first is None:
-            self._first = done
-        now_s = time.monotonic()
-        if _messages.is_terminal or now_s - self._last_line_s < _LINE_EVERY_S:
-            return
-        self._last_line_s = now_s
-        since = done - self._first
-        ending = f"  ETA {(now_s - self._started_s) / since * (total - done):.0f} s" if since else ""
-        _messages.print(f"{self._label} {done}/{total}{ending}")
 
 
 def _show(table: LatencyTable) -> None:

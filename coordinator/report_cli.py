@@ -12,7 +12,7 @@ from common.errors import InvalidInputError, NotFoundError
 from coordinator.service_access import ServerOption, TokenOption, job_named
 
 if TYPE_CHECKING:
-    from coordinator.html_report.collect import Report
+    from coordinator.html_report.report import Report
 
 # What draws and what calls the service waits until the command needs it.
 
@@ -82,8 +82,9 @@ def _check(target: Path) -> None:
 def _of_job(name: str, server: str | None, token: str | None) -> "Report":
     """A job's report, of its artifacts in a folder that is gone afterwards."""
     from coordinator.api.stubs import search_pb2 as pb
-    from coordinator.html_report.collect import Origin, collect
+    from coordinator.html_report.collect import collect
     from coordinator.html_report.provenance import Manifest
+    from coordinator.html_report.report import Origin
     from coordinator.service_access import fetched, folder_of
 
     def everything_of_a_search(job: pb.Job) -> None:

@@ -5,22 +5,24 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from logging import Logger
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from common.config import ClusterConfig, StudyConfig
-from common.errors import AdaptationError
+from common.errors import AdaptationError, UnavailableError
 from common.messages import ArtifactInfo, JobRequest, JobResult, span_of
 from common.meta.prior import Prior
+from common.storage import ArtifactFolder
 from coordinator.jobs import AdaptSpec, Job, MetaTrainSpec
 from coordinator.outer import OuterStep
 from coordinator.pool import Call, Outcome
-from coordinator.priors import StudyPriors
+from coordinator.priors import ATTEMPT, StudyPriors
 from coordinator.rounds import Result, Round, architecture_metrics, bundled, plan, rejected_by
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Plan
 from coordinator.study import load_catalogs
 from workers.actor import WorkerStatus
 from workers.data.arrays import ClassArrays
+from workers.evaluate import CHECKPOINTS
 
 _TASK_ATTEMPTS = ClusterConfig().max_attempts
 
@@ -115,9 +117,20 @@ class Run(ABC):
 
     def succeed(self, result: Mapping[str, Any]) -> None:
         """RUNNING -> SUCCEEDED, with the result."""
-        desk, job = self.desk, self.job
-        desk.owe(job, lambda: desk.store.succeed(desk.epoch, job, desk.now_s(), result))
-        desk.forget(job)
+        self.conclude(lambda: self.desk.store.succeed(self.desk.epoch, self.job, self.desk.now_s(), result))
+
+    def conclude(self, commit: Callable[[], object]) -> None:
+        """RUNNING -> SUCCEEDED, by a commit of the store."""
+
+        def commit_and_tidy() -> None:
+            commit()
+            self.tidy()
+
+        self.desk.owe(self.job, commit_and_tidy)
+        self.desk.forget(self.job)
+
+    def tidy(self) -> None:  # noqa: B027 some leave nothing behind
+        """Called once the job has succeeded and the store knows: removes what it was to be resumed from."""
 
 
 class CallRun(Run):
@@ -167,6 +180,18 @@ class CallRun(Run):
             "url": self.url,
         }
 
+    leaves_checkpoints: ClassVar[bool] = False
+    """Whether calls leave checkpoints in the attempt's folder."""
+
+    def tidy(self) -> None:
+        """See `Run`: the folders of earlier attempts, and the checkpoints of this one.
+
+        Another attempt could not need them, as there will be none. A worker that was believed dead may still write to
+        its folder, and then leaves files there that nobody reads.
+        """
+        if self.job.attempt > 1 or self.leaves_checkpoints:
+            self.desk.background.submit(_remove_remains, self.url, self.desk.logger)
+
     def base_prior(self) -> Prior:
         """The prior of the version that the job runs on."""
         assert self.job.base_version is not None
@@ -179,6 +204,19 @@ class CallRun(Run):
     def give_up(self) -> None:
         """See `Run`."""
         self.desk.abandon(self.job.job_id)
+
+
+def _remove_remains(url: str, logger: Logger) -> None:
+    """Removes what a job that has succeeded leaves beside its result's folder, and its checkpoints there."""
+    job_url, _, own = url.rpartition("/")
+    try:
+        ArtifactFolder(url).remove_tree(CHECKPOINTS)
+        folder = ArtifactFolder(job_url)
+        for name in folder.names("", ""):
+            if name.startswith(ATTEMPT) and name != own:
+                folder.remove_tree(name)
+    except UnavailableError as error:  # they take room, and do no harm
+        logger.warning("%s", error)
 
 
 class AdaptRun(CallRun):
@@ -234,11 +272,9 @@ class AdaptRun(CallRun):
         metrics = dict(architecture_metrics(following, self.config))
         pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics)
         stored = self.stored({**result.summary, "contributed_version": following.version}, result.artifacts)
-        desk.owe(
-            job,
-            lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored),
+        self.conclude(
+            lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored)
         )
-        desk.forget(job)
 
     def progress(self, workers: Mapping[str, WorkerStatus]) -> Mapping[str, Any] | None:
         """See `Run`; counts steps."""

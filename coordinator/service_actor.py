@@ -19,7 +19,8 @@ from coordinator.cluster import NAMESPACE, worker_resources
 from coordinator.dispatcher import Dispatcher
 from coordinator.pool import RayPool
 from coordinator.settings import ServiceSettings, open_ledger
-from coordinator.store.jobs import JobStore, SupersededError
+from coordinator.store.fenced import SupersededError
+from coordinator.store.jobs import JobStore
 
 ACTOR_NAME = "coordinator"
 _TURN_S = 0.1

@@ -19,6 +19,7 @@ from common.storage import ArtifactFolder
 from common.sweep_plan import SweepPlan
 from common.sweep_space import Values, configured
 from common.value_file import ValueFile
+from workers.score import wilson_interval
 
 PLAN = ValueFile(SweepPlan, "sweep.json", "holds no sweep; start one with metasearch sweep FILE --run")
 RESULT, BEST, BEST_FOLDER = "result.json", "best.json", "best"
@@ -178,8 +179,6 @@ def _row(trial: Trial, plan: SweepPlan) -> dict[str, Any]:
 def interval_of(trial: Trial) -> list[float] | None:
     """The 95 % interval of a trial's accuracy: over its fresh tasks, or, of a full network, its validation images."""
     if "num_images" in trial.measured:
-        from workers.training import wilson_interval
-
         num_images = int(trial.measured["num_images"])
         return list(wilson_interval(round(trial.measured["accuracy"] * num_images), num_images))
     values = trial.measured.get("accuracies", ())

@@ -2,19 +2,16 @@
 
 import json
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common.config import ClusterConfig, DatasetRef
@@ -25,6 +22,8 @@ from common.sweep_config import SweepConfig, base_study, read_sweep, validate_sw
 from common.sweep_plan import Architectures, SweepPlan, check_kinds, sweep_recipe
 from common.sweep_space import check_space
 from coordinator.client_cli import connected
+from coordinator.interrupts import asked_to_stop
+from coordinator.progress import Bar
 from coordinator.service_access import ServerOption, TokenOption
 from coordinator.sweep_client_cli import JOB_PREFIX, posterior_file
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 # Torch, Ray and Tune wait until the command runs.
 
 _messages = Console(stderr=True, highlight=False)
-_LINE_EVERY_S = 10.0
 _ARCHITECTURE_OPTIONS = {"--top": "top", "--data": "data", "--root": "root", "--recipe": "recipe"}
 
 
@@ -98,7 +96,7 @@ def sweep(
                 raise InvalidInputError(f"{name}: {run} says what is tried; leave it out with --resume")
 
     from coordinator.sweep import PLAN, check_same_plan, spent_s, store_results
-    from coordinator.tuning import check_installed, run_sweep
+    from coordinator.tuning import TUNE_STOPS, check_installed, run_sweep
 
     plan = _planned(file, study, given, overrides or [], server, token) if has_description else PLAN.read(folder)
     check_installed(plan.config)
@@ -117,8 +115,8 @@ def sweep(
         concurrency, gpus = worker_resources(wanted)
         PLAN.store(folder, plan)  # last of all: a mistake leaves no run behind
         before_s, started_s = spent_s(folder), time.monotonic()
-        with _stoppable() as was_stopped, _Bar(plan) as bar:
-            trials = run_sweep(plan, str(run.resolve()), concurrency, gpus, bar.show, before_s)
+        with asked_to_stop(_say_stored, TUNE_STOPS) as was_stopped, _Bar(plan) as bar:
+            trials = run_sweep(plan, str(run.resolve()), concurrency, gpus, bar.show_trials, before_s)
     finally:
         disconnect()
     # Fewer trials than were asked for, and none of them open: the budget is spent.
@@ -280,34 +278,14 @@ def _is_open(trial: "Trial") -> bool:
     return trial.state in ("waiting", "running")
 
 
-class _Bar:
-    """Progress of a sweep: a bar on a terminal, else a line now and then."""
+class _Bar(Bar):
+    """Progress of a sweep."""
 
     def __init__(self, plan: SweepPlan) -> None:
+        super().__init__(_messages, "Trials", plan.config.num_trials)
         self._plan = plan
-        self._bar = Progress(
-            TextColumn("Trials"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=_messages,
-            disable=not _messages.is_terminal,
-        )
-        self._task = self._bar.add_task("trials", total=plan.config.num_trials, note="")
-        self._first: int | None = None
-        self._started_s = self._last_s = time.monotonic()
 
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def show(self, trials: Sequence["Trial"]) -> None:
+    def show_trials(self, trials: Sequence["Trial"]) -> None:
         """Shows how far the trials are."""
         from coordinator.sweep import best_of
 
@@ -318,39 +296,9 @@ class _Bar:
         note = f"{running} running" + (f", {failed} failed" if failed else "")
         if best is not None:
             note += f", best {self._plan.config.metric} {best.value:.4f} (trial {best.number})"
-        self._bar.update(self._task, completed=over, note=escape(note))
-        if self._first is None:
-            self._first = over
-        now_s = time.monotonic()
-        if _messages.is_terminal or now_s - self._last_s < _LINE_EVERY_S:
-            return
-        self._last_s = now_s
-        total = self._plan.config.num_trials
-        done = over - self._first
-        ending = f"  ETA {(now_s - self._started_s) / done * (total - over):.0f} s" if done else ""
-        _messages.print(escape(f"Trials {over}/{total}  {note}{ending}"), soft_wrap=True)
+        self.show(over, note=note)
 
 
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the sweep, whose state Tune then stores; a second Ctrl-C ends it at once.
-
-    Yields whether that has been asked for.
-    """
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-        os.write(2, b"Storing the sweep's state; press Ctrl-C again to stop at once.\n")
-        signal.raise_signal(signal.SIGUSR1)  # for which Tune has a handler while it runs
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    ignored = signal.signal(signal.SIGUSR1, lambda number, frame: None)  # before Tune listens
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in (*before.items(), (signal.SIGUSR1, ignored)):
-            signal.signal(number, handler)
+def _say_stored() -> None:
+    """Called by a signal's handler, which may have interrupted a print."""
+    os.write(2, b"Storing the sweep's state; press Ctrl-C again to stop at once.\n")

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import signal
 import tempfile
 import time
 import warnings
@@ -33,6 +34,7 @@ from coordinator.tune_terms import ROUNDS, decoded, scheduler_of, search_space, 
 from workers.device import choose_device, use_single_thread
 
 TUNE = "tune"  # the folder of its state
+TUNE_STOPS = signal.SIGUSR1  # makes it store its state and end, while it runs
 _FAILED = "failed"
 _GPUS = "gpus"  # of a trial, among the values that it is given
 _MAX_FAILURES = 3  # times that a trial starts again after its process was lost

@@ -33,7 +33,8 @@ from common.value_file import ValueFile
 from workers.data.whole import WholeSource, load_whole
 from workers.environment import environment
 from workers.parallel import Alone, ProcessGroup
-from workers.training import Score, TrainOutcome, TrainProgress, train
+from workers.score import Score
+from workers.training import TrainOutcome, TrainProgress, train
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"

@@ -95,7 +95,7 @@ def learn(
 
     Raises:
         ConflictError: the prior is not the version that the request names.
-        AdaptationError: a loss or a gradient is not finite.
+        AdaptationError: a test diverged. A meta-gradient that is not finite is returned: the outer step rejects it.
     """
     loop = _FewShotTask(prior, request, network, episode.train_images, episode.train_labels)
     query = resident(episode.test_images, episode.test_labels, loop.device)
@@ -150,14 +150,15 @@ class _FewShotTask:
         self._none_column = space.ops.index(NONE) if NONE in space.ops else None
         vectors = [torch.from_numpy(np.array(prior.vectors[name])) for name in network.names]
         self._start = torch.cat(vectors).to(self.device, self._dtype)
+        alpha_lr = self._few_shot.alpha_lr if request.learns_alpha else 0.0
         rates = [
-            torch.full((size,), self._few_shot.alpha_lr if name == ALPHA else self._few_shot.theta_lr)
+            torch.full((size,), alpha_lr if name == ALPHA else self._few_shot.theta_lr)
             for name, size in network.sizes.items()
         ]
         self._rates = torch.cat(rates).to(self.device, self._dtype)
 
     def teach(self, query: ResidentImages, on_step: Callable[[int], None]) -> AdaptResult:
-        """The meta-gradient, and evaluations after the last step."""
+        """The meta-gradient, and an evaluation after the last step, of images that no step has seen."""
         few_shot = self._few_shot
         started_s = time.perf_counter()
         learnt_on = self._support
@@ -172,14 +173,17 @@ class _FewShotTask:
         )
         adapt_s = time.perf_counter() - started_s
         on_step(few_shot.steps)
-        losses = self._finite(estimate.losses, few_shot.steps)
+        # What diverged is not an error here: the outer step rejects a gradient that is not finite, and goes on.
+        losses = tuple(torch.stack(estimate.losses).tolist())
         gradients = {
             name: np.array(part.detach().to("cpu", torch.float32).numpy())
             for name, part in self._network.split(estimate.gradient).items()
         }
         task_id = self._request.task.task_id
         update = MetaGradient(task_id, self._request.version, self._support.num_images, gradients)
-        evaluations = [self._evaluation(few_shot.steps, estimate.end, query)] if self._request.eval_steps else []
+        is_held_out = few_shot.method != "reptile"
+        is_wanted = is_held_out and few_shot.steps in self._request.eval_steps
+        evaluations = [self._evaluation(few_shot.steps, estimate.end, query)] if is_wanted else []
         return self._result(estimate.end, losses, evaluations, adapt_s, update)
 
     def test(self, query: ResidentImages, on_step: Callable[[int], None]) -> AdaptResult:
@@ -220,7 +224,10 @@ class _FewShotTask:
             losses.append(loss)
             look(step + 1, parameters)
             on_step(step + 1)
-        return parameters, self._finite(losses, len(losses)), adapt_s
+        found = self._finite(losses, len(losses))
+        if not torch.isfinite(parameters).all():
+            raise AdaptationError(f"task {self._request.task.task_id}: the last step diverged; {_REMEDY}")
+        return parameters, found, adapt_s
 
     def _objective(self, images: ResidentImages, step: int | str) -> Objective:
         """Mean cross-entropy, nats, of all parameters, with the noise of a step; the query set has its own."""

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from common.config import DatasetRef
-from common.derivation import Limits, ScoredGenotype
+from common.derivation import ScoredGenotype
+from common.limits import Limits
 from common.messages import AdaptRequest, FewShotRequest, JobResult
 from common.meta.few_shot_network import FewShotNetwork
 from common.meta.inherit import genotype_network

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from common.config import SpaceConfig, StudyConfig
 from common.cost import network_cost
-from common.derivation import Limits, ScoredGenotype, genotype_probability, select, top_genotypes
+from common.derivation import ScoredGenotype, genotype_probability, select, top_genotypes
 from common.derived_config import derived_config
 from common.errors import AdaptationError, InvalidInputError
 from common.latency import network_ms
+from common.limits import Limits
 from common.messages import (
     AdaptRequest,
     AdaptResult,
@@ -177,14 +178,24 @@ def run_evaluation(
     checkpoints = ArtifactFolder(f"{request.result_url}/{CHECKPOINTS}")
     CheckpointFolder(checkpoints).adopt_(_earlier_checkpoints(request.result_url))
     ends_s = clock_s() + request.slice_s
+    steps: list[int] = []  # done so far: at the start, and after each of this call's
+
+    def note(progress: TrainProgress) -> None:
+        steps.append(progress.steps_done)
+        on_progress(progress)
+
+    def is_over() -> bool:
+        """A call shorter than a step makes one all the same: else it would be called for ever."""
+        return clock_s() >= ends_s and len(steps) > 1
+
     outcome = train(
         request.genotype,
         request.config,
         source,
         checkpoints,
         device,
-        on_progress=on_progress,
-        should_stop=lambda: clock_s() >= ends_s,
+        on_progress=note,
+        should_stop=is_over,
         clock_s=clock_s,
     )
     if outcome.tested is None:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -27,41 +26,17 @@ from common.storage import ArtifactFolder
 from common.streams import derived_seed, stream
 from workers.augment import Standardisation, draw_changes, evaluation_images, training_images
 from workers.checkpoint import CheckpointFolder, EpochRecord, TrainingState, TrainingSubject
-from workers.data.whole import LabelledImages, WholeSource, channel_statistics
-from workers.device import autocast, on_device, resident
+from workers.data.whole import WholeSource, channel_statistics
+from workers.device import autocast, on_device
+from workers.image_batches import ImageBatches
 from workers.parallel import Alone, ProcessGroup
+from workers.score import Score
 
 EVALUATION_BATCH = 512
-# Images that take no more than this stay on the device; of larger sets, batches are read as they are needed.
-RESIDENT_BYTES = 2 << 30
 
 EndedBy = Literal["schedule", "max_epochs", "max_seconds", "stop"]
 
 _KEY = "evaluate"
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a network does with images that it has not learnt from.
-
-    Attributes:
-        num_correct: images whose class has the highest logit.
-        num_images: images in all.
-        loss_nats: mean cross-entropy.
-    """
-
-    num_correct: int
-    num_images: int
-    loss_nats: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images that are right, 0 to 1."""
-        return self.num_correct / self.num_images
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """See `wilson_interval`."""
-        return wilson_interval(self.num_correct, self.num_images, confidence)
 
 
 @dataclass(frozen=True)
@@ -206,18 +181,6 @@ def num_batches(num_images: int, config: EvaluateConfig) -> int:
     return whole + (rest >= 2 * config.batch_parts)
 
 
-def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share: limits from 0 to 1 that also hold near 0 and 1.
-
-    It covers the choice of test images, not that of seeds: another training of the same network may lie outside.
-    """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = num_correct / num_images
-    center = (share + z * z / (2 * num_images)) / (1 + z * z / num_images)
-    half = z / (1 + z * z / num_images) * math.sqrt(share * (1 - share) / num_images + (z / (2 * num_images)) ** 2)
-    return max(center - half, 0.0), min(center + half, 1.0)
-
-
 class _Training:
     """A training under way. Methods that end in an underscore change it, the same way in every process of the group."""
 
@@ -254,9 +217,11 @@ class _Training:
             if config.ema_decay is None
             else {name: value.detach().clone() for name, value in _float_state(self.network)}
         )
-        self.train_images = _Images(source.train, device)
-        self.test_images = _Images(source.test, device)
-        self.followed_images = _Images(source.validation, device) if source.validation.num_images else self.test_images
+        self.train_images = ImageBatches(source.train, device)
+        self.test_images = ImageBatches(source.test, device)
+        self.followed_images = (
+            ImageBatches(source.validation, device) if source.validation.num_images else self.test_images
+        )
         self.standardisation = Standardisation(*channel_statistics(source.train))
         self.steps_per_epoch = num_batches(source.train.num_images, config)
 
@@ -440,7 +405,7 @@ class _Training:
             self.average[name].lerp_(value, 1 - decay)
 
     @torch.no_grad()
-    def _measure(self, images: "_Images", state: dict[str, Tensor] | None) -> Score:
+    def _measure(self, images: ImageBatches, state: dict[str, Tensor] | None) -> Score:
         """Counts what the network gets right with running statistics; with `state` in place of its own."""
         self.network.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -476,27 +441,6 @@ class _Training:
             raise AdaptationError(
                 f"the loss is {loss_sum} in epoch {self.epoch + 1}: the training diverged; lower lr, or clip_norm"
             )
-
-
-class _Images:
-    """Labelled images as batches on the device: all of them there, or read batch by batch where they are too many."""
-
-    def __init__(self, images: LabelledImages, device: torch.device) -> None:
-        self.num_images = images.num_images
-        self._images = images
-        self._device = device
-        is_small = images.num_bytes <= RESIDENT_BYTES
-        self._resident = (
-            resident(images.gather(np.arange(images.num_images)), images.labels, device) if is_small else None
-        )
-
-    def at(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """uint8 (batch, channels, height, width) and int64 (batch,)."""
-        if self._resident is not None:
-            chosen = torch.from_numpy(indices).to(self._device)
-            return self._resident.images[chosen], self._resident.labels[chosen]
-        batch = resident(self._images.gather(indices), self._images.labels[indices], self._device)
-        return batch.images, batch.labels
 
 
 def _float_state(network: FullNetwork) -> Iterator[tuple[str, Tensor]]:

@@ -47,7 +47,7 @@ def meta_gradient(
     rates: Vector,
     inner: Sequence[Objective],
     query: Objective,
-    displacement: float = 1e-2,
+    displacement: float = 0.1,
 ) -> MetaGradientEstimate:
     """The gradient of the query loss with respect to `start`, by a method of `FewShotConfig.method`.
 

@@ -135,6 +135,19 @@ class FewShotNetwork:
         """Views of the vector of all parameters, by name."""
         return dict(zip(self.sizes, torch.split(parameters, list(self.sizes.values())), strict=True))
 
+    def weights(self, parameters: Float[Tensor, "size"]) -> dict[str, Tensor]:
+        """Views of the weights among the parameters, by their names in `module`."""
+        values = torch.split(parameters[: self._layout.size], list(self._layout.sizes))
+        return {name: value.view(shape) for (name, shape), value in zip(self._layout.entries, values, strict=True)}
+
+    def classifier(
+        self, parameters: Float[Tensor, "size"]
+    ) -> tuple[Float[Tensor, "label feature"], Float[Tensor, "label"]]:
+        """Weight and bias of the classifier among the parameters."""
+        values = self.split(parameters)[CLASSIFIER]
+        weight = values[: -self.num_ways].view(self.num_ways, self.module.num_features)
+        return weight, values[-self.num_ways :]
+
     def alpha(self, parameters: Float[Tensor, "size"]) -> Float[Tensor, "kind edge primitive"]:
         """The architecture logits among the parameters."""
         return self.split(parameters)[ALPHA].view(self._alpha_shape)
@@ -153,20 +166,14 @@ class FewShotNetwork:
             mixtures: architecture weights per kind of cell, where the architecture learns; of these `parameters` too,
                 if the architecture is to have a gradient.
         """
-        total = self._layout.size
-        values = torch.split(parameters[:total], list(self._layout.sizes))
-        tensors = {name: value.view(shape) for (name, shape), value in zip(self._layout.entries, values, strict=True)}
         arguments: tuple[object, ...] = (images,)
         if isinstance(self.module, Supernet):
             used = mixtures if self.genotype is None else self.genotype
             assert used is not None, "architecture weights of a network whose architecture learns"
             arguments = (images, used, self.image_size)
         # No parameter has two names, and to look for such takes a third of a step.
-        features = functional_call(self.module, tensors, arguments, tie_weights=False)
-        num_features = self.module.num_features
-        classifier = parameters[total : total + self.sizes[CLASSIFIER]]
-        weight = classifier[: self.num_ways * num_features].view(self.num_ways, num_features)
-        return F.linear(features, weight, classifier[self.num_ways * num_features :])
+        features = functional_call(self.module, self.weights(parameters), arguments, tie_weights=False)
+        return F.linear(features, *self.classifier(parameters))
 
 
 def network_of(config: StudyConfig, device: torch.device | None = None) -> FewShotNetwork:

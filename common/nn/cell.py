@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from common.nn.native.fused import FusedCell
@@ -81,15 +82,26 @@ class Cell(nn.Module):
         input0: Float[Tensor, "batch channels0 height0 width0"],
         input1: Float[Tensor, "batch channels1 height1 width1"],
         mixture: Mixture,
+        again: bool = False,
     ) -> Float[Tensor, "batch channels height width"]:
-        """The joined nodes, num_nodes * channels maps, at the size of `input1` divided by the cell's stride."""
+        """The joined nodes, num_nodes * channels maps, at the size of `input1` divided by the cell's stride.
+
+        `again` marks the passes that `recompute` makes, which keep all that they compute.
+        """
         fits = input0.device.type == "cpu" and input0.dtype in FUSED_TYPES
         if self.library is not None and fits and not shares_statistics():
             return self._fused(self.library, input0, input1, mixture)
-        if self.recompute and torch.is_grad_enabled():
+        if self.recompute and not again and torch.is_grad_enabled():
+            # The parameters go in too: by the backward pass, a `functional_call` that lent the cell others has ended.
             # Nothing here is random, and a CUDA graph cannot record that generators are asked for their state.
+            arguments = (input0, input1, mixture, True)
             output: Tensor = checkpoint(
-                self._unfused, input0, input1, mixture, use_reentrant=False, preserve_rng_state=False
+                functional_call,
+                self,
+                dict(self.named_parameters()),
+                arguments,
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
             return output
         return self._unfused(input0, input1, mixture)

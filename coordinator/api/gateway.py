@@ -80,19 +80,24 @@ async def serve(
             raise UnavailableError(f"cannot listen on {settings.listen}: {str(error).splitlines()[0]}") from None
         await server.start()
         watch = asyncio.create_task(_watch_health(store, health_servicer, logger))
-        on_ready(port)
-        await stop.wait()
-        logger.info("draining: no new calls, at most %.0f s for the rest", settings.drain_s)
-        watch.cancel()
-        await _set_health(health_servicer, serving=False)
-        servicer.stop_watches()
-        stopping = asyncio.create_task(server.stop(settings.drain_s))
-        while servicer.num_open and not stopping.done():
-            await asyncio.sleep(_LOOK_S)
-        # What is still open then are watches of health, which would go on for ever.
-        await server.stop(_LAST_WORDS_S)
-        await stopping
-        await servicer.close()
+        try:
+            on_ready(port)
+            await stop.wait()
+            logger.info("draining: no new calls, at most %.0f s for the rest", settings.drain_s)
+            watch.cancel()
+            await _set_health(health_servicer, serving=False)
+            servicer.stop_watches()
+            stopping = asyncio.create_task(server.stop(settings.drain_s))
+            while servicer.num_open and not stopping.done():
+                await asyncio.sleep(_LOOK_S)
+            # What is still open then are watches of health, which would go on for ever.
+            await server.stop(_LAST_WORDS_S)
+            await stopping
+        finally:
+            # Whatever ended it: a server that runs on keeps the process from ending.
+            watch.cancel()
+            await server.stop(None)
+            await servicer.close()
     finally:
         ledger.close()
 

@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
@@ -12,6 +12,8 @@ from common.errors import InvalidInputError
 from coordinator.api.stubs import search_pb2 as pb
 
 PAGE_SIZE = 1000  # the most that the service gives
+
+_M = TypeVar("_M", bound=Message)
 
 SpecOf = Callable[[pb.DataSource | None], pb.JobSpec]
 """A job, but for its images, which may have to be uploaded first."""
@@ -95,10 +97,7 @@ def adapt_spec(source: pb.DataSource | None, fields: Mapping[str, Any]) -> pb.Jo
     for name in given:
         if name not in known:
             raise InvalidInputError(f"an adapt job has no field {name!r}; it has {', '.join(sorted(known))}")
-    try:
-        return pb.JobSpec(adapt=pb.AdaptSpec(data=source, **given))
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"adapt job: {error}") from None
+    return pb.JobSpec(adapt=_message(pb.AdaptSpec, {"data": source, **given}))
 
 
 def meta_train_spec(until_version: int) -> SpecOf:
@@ -164,7 +163,14 @@ def job_request(study: str, spec: pb.JobSpec, options: JobOptions) -> pb.CreateJ
         InvalidInputError: an unknown option, or a value of the wrong type.
     """
     given: dict[str, Any] = {**options, "request_id": options.get("request_id") or str(uuid.uuid4())}
-    try:
-        return pb.CreateJobRequest(parent=study, spec=spec, **given)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"job: {error}") from None
+    return _message(pb.CreateJobRequest, {"parent": study, "spec": spec, **given})
+
+
+def _message(kind: type[_M], fields: Mapping[str, Any]) -> _M:
+    """A message; a value of the wrong type is named."""
+    for name, value in fields.items():
+        try:
+            kind(**{name: value})
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"{name} of a job cannot be {value!r}: {error}") from None
+    return kind(**fields)

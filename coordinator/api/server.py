@@ -21,7 +21,7 @@ from common.errors import (
 )
 from common.storage import ArtifactFolder
 from common.tasks import DatasetFile
-from coordinator.api import convert
+from coordinator.api import convert, names
 from coordinator.api.bridge import Changes, Commits
 from coordinator.api.checks import allowed_file, asked_for, check_limits, check_sources, check_sweep, new_job
 from coordinator.api.errors import FieldError
@@ -32,7 +32,8 @@ from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.uploads import CHUNK_BYTES, Parts, read_header, receive
 from coordinator.jobs import AdaptSpec, FewShotSpec, Job, JobSpec, MetaTrainSpec, SweepSpec
 from coordinator.settings import ServiceSettings
-from coordinator.store.jobs import MAX_PAGE, JobStore
+from coordinator.store.fenced import MAX_PAGE
+from coordinator.store.jobs import JobStore
 from coordinator.store.records import DatasetRecord, Head, Quota, Study
 from coordinator.store.transitions import creation
 from workers.data.archives import check_archive
@@ -87,7 +88,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def CreateStudy(self, request: pb.CreateStudyRequest, tenant: str) -> pb.CreateStudyResponse:
         """See the protocol."""
-        study_id = convert.checked_id(request.study_id, "study_id")
+        study_id = names.checked_id(request.study_id, "study_id")
         config = convert.study_config(request)
         check_sources(config, self._settings.allowed_urls)
         study = Study(tenant=tenant, study=study_id, config=config.model_dump(mode="json"), created_s=time.time())
@@ -100,7 +101,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def GetStudy(self, request: pb.GetStudyRequest, tenant: str) -> pb.GetStudyResponse:
         """See the protocol."""
-        study_id = convert.study_id(request.name, "name")
+        study_id = names.study_id(request.name, "name")
         study = await self._call(self._store.get_study, tenant, study_id)
         head = await self._call(self._store.head, tenant, study_id)
         return pb.GetStudyResponse(study=convert.study_message(study, head))
@@ -108,7 +109,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def ListStudies(self, request: pb.ListStudiesRequest, tenant: str) -> pb.ListStudiesResponse:
         """See the protocol."""
-        size, token = convert.page_size(request.page_size), convert.page_token(request.page_token)
+        size, token = names.page_size(request.page_size), names.page_token(request.page_token)
         page = await self._call(self._store.list_studies, tenant, size, token)
         heads = [await self._call(self._store.head, tenant, study.study) for study in page.items]
         studies = [convert.study_message(study, head) for study, head in zip(page.items, heads, strict=True)]
@@ -121,8 +122,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def CreateJob(self, request: pb.CreateJobRequest, tenant: str) -> pb.CreateJobResponse:
         """See the protocol."""
-        study_id = convert.study_id(request.parent, "parent")
-        if request.request_id and not convert.UUID4_PATTERN.fullmatch(request.request_id):
+        study_id = names.study_id(request.parent, "parent")
+        if request.request_id and not names.UUID4_PATTERN.fullmatch(request.request_id):
             raise FieldError("request_id", f"must be a UUID4, got {request.request_id[:80]!r}")
         config = await self._config(tenant, study_id)
         spec = await self._spec(tenant, study_id, request.spec, config)
@@ -148,15 +149,15 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def GetJob(self, request: pb.GetJobRequest, tenant: str) -> pb.GetJobResponse:
         """See the protocol."""
-        view = await self._call(self._store.get_job, tenant, *convert.job_ids(request.name))
+        view = await self._call(self._store.get_job, tenant, *names.job_ids(request.name))
         return pb.GetJobResponse(job=convert.job_message(view.job))
 
     @answers
     async def ListJobs(self, request: pb.ListJobsRequest, tenant: str) -> pb.ListJobsResponse:
         """See the protocol."""
-        study_id = convert.study_id(request.parent, "parent")
+        study_id = names.study_id(request.parent, "parent")
         await self._config(tenant, study_id)
-        size, token = convert.page_size(request.page_size), convert.page_token(request.page_token)
+        size, token = names.page_size(request.page_size), names.page_token(request.page_token)
         states = convert.job_states(request.states)
         page = await self._call(self._store.list_jobs, tenant, study_id, size, token, states)
         jobs = [convert.job_message(job) for job in page.items]
@@ -167,26 +168,26 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def CancelJob(self, request: pb.CancelJobRequest, tenant: str) -> pb.CancelJobResponse:
         """See the protocol."""
-        ids = convert.job_ids(request.name)
+        ids = names.job_ids(request.name)
         job = await self._call(self._store.cancel_job, tenant, *ids, time.time())
         return pb.CancelJobResponse(job=convert.job_message(job))
 
     @answers
     async def PauseJob(self, request: pb.PauseJobRequest, tenant: str) -> pb.PauseJobResponse:
         """See the protocol."""
-        job = await self._call(self._store.suspend_job, tenant, *convert.job_ids(request.name), True)
+        job = await self._call(self._store.suspend_job, tenant, *names.job_ids(request.name), True)
         return pb.PauseJobResponse(job=convert.job_message(job))
 
     @answers
     async def ResumeJob(self, request: pb.ResumeJobRequest, tenant: str) -> pb.ResumeJobResponse:
         """See the protocol."""
-        job = await self._call(self._store.suspend_job, tenant, *convert.job_ids(request.name), False)
+        job = await self._call(self._store.suspend_job, tenant, *names.job_ids(request.name), False)
         return pb.ResumeJobResponse(job=convert.job_message(job))
 
     @answers_stream
     async def WatchJob(self, request: pb.WatchJobRequest, tenant: str) -> AsyncIterator[pb.WatchJobResponse]:
         """See the protocol."""
-        study_id, job_id = convert.job_ids(request.name)
+        study_id, job_id = names.job_ids(request.name)
         seen = _revision(request.resume_token)
         with self.changes.of(job_id) as changed:
             while True:
@@ -216,7 +217,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def GetPrior(self, request: pb.GetPriorRequest, tenant: str) -> pb.GetPriorResponse:
         """See the protocol."""
-        study_id, version = convert.prior_ids(request.name)
+        study_id, version = names.prior_ids(request.name)
         await self._config(tenant, study_id)
         if version is None:
             version = (await self._call(self._store.head, tenant, study_id)).version
@@ -226,9 +227,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def ListPriors(self, request: pb.ListPriorsRequest, tenant: str) -> pb.ListPriorsResponse:
         """See the protocol."""
-        study_id = convert.study_id(request.parent, "parent")
+        study_id = names.study_id(request.parent, "parent")
         await self._config(tenant, study_id)
-        size, token = convert.page_size(request.page_size), convert.page_token(request.page_token)
+        size, token = names.page_size(request.page_size), names.page_token(request.page_token)
         page = await self._call(self._store.list_priors, tenant, study_id, size, token)
         priors = [convert.prior_message(study_id, pointer) for pointer in page.items]
         return pb.ListPriorsResponse(priors=priors, next_page_token=page.next_token)
@@ -277,13 +278,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     @answers
     async def GetDataset(self, request: pb.GetDatasetRequest, tenant: str) -> pb.GetDatasetResponse:
         """See the protocol."""
-        dataset = await self._call(self._store.get_dataset, tenant, convert.dataset_id(request.name))
+        dataset = await self._call(self._store.get_dataset, tenant, names.dataset_id(request.name))
         return pb.GetDatasetResponse(dataset=convert.dataset_message(dataset))
 
     @answers
     async def ListDatasets(self, request: pb.ListDatasetsRequest, tenant: str) -> pb.ListDatasetsResponse:
         """See the protocol."""
-        size, token = convert.page_size(request.page_size), convert.page_token(request.page_token)
+        size, token = names.page_size(request.page_size), names.page_token(request.page_token)
         page = await self._call(self._store.list_datasets, tenant, size, token)
         datasets = [convert.dataset_message(dataset) for dataset in page.items]
         return pb.ListDatasetsResponse(datasets=datasets, next_page_token=page.next_token)
@@ -293,7 +294,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: pb.DownloadArtifactRequest, tenant: str
     ) -> AsyncIterator[pb.DownloadArtifactResponse]:
         """See the protocol."""
-        view = await self._call(self._store.get_job, tenant, *convert.job_ids(request.job, "job"))
+        view = await self._call(self._store.get_job, tenant, *names.job_ids(request.job, "job"))
         artifact = next(
             (found for found in convert.job_message(view.job).artifacts if found.name == request.artifact), None
         )
@@ -350,7 +351,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 choice = spec.choice.model_copy(update={"data": known_data})
                 spec = spec.model_copy(update={"choice": choice})
         elif source == "dataset":
-            sha256 = convert.dataset_id(data.dataset, f"{field}.dataset")
+            sha256 = names.dataset_id(data.dataset, f"{field}.dataset")
             dataset = await self._call(self._store.get_dataset, tenant, sha256)
             file = DatasetFile(url=dataset.url, sha256=sha256, suffix=dataset.suffix)
             spec = convert.with_file(spec, dataset.title or f"datasets/{sha256}", file)

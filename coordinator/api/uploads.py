@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from common.errors import UnavailableError
-from coordinator.api import convert
+from coordinator.api import names
 from coordinator.api.errors import FieldError
 from coordinator.api.stubs import search_pb2 as pb
 from workers.data.sources import FILE_SUFFIXES
@@ -46,7 +46,7 @@ async def read_header(parts: Parts, max_bytes: int) -> pb.UploadHeader:
         raise FieldError("header.suffix", f"must be one of {', '.join(FILE_SUFFIXES)}, got {header.suffix[:20]!r}")
     if not 0 < header.num_bytes <= max_bytes:
         raise FieldError("header.num_bytes", f"must be from 1 to {max_bytes}, got {header.num_bytes}")
-    convert.dataset_id(f"datasets/{header.sha256}", "header.sha256")
+    names.dataset_id(f"datasets/{header.sha256}", "header.sha256")
     return header
 
 

@@ -31,7 +31,7 @@ from coordinator.paper.experiments import (
     tables_of,
     task_groups,
 )
-from coordinator.paper.few_shot import FEW_SHOT_ROWS, VARIANTS, FewShotTable, given_genotype, trained_cost
+from coordinator.paper.few_shot import FEW_SHOT_ROWS, VARIANTS, FewShotTable, few_shot_of, given_genotype, trained_cost
 from workers.job import evaluation_steps
 
 GPU = "GTX 1080 Ti"
@@ -142,8 +142,7 @@ def _few_shot_costs(table: FewShotTable, days_per_mac: float) -> tuple[CostItem,
             label = f"Search by {name}: {table.search.rounds:,} rounds of {family.tasks_per_round} episodes{times}"
             items.append(CostItem(label, search_passes * macs * days_per_pass))
     for row in FEW_SHOT_ROWS:
-        few_shot = searched if row.baseline is None else table.baselines[row.baseline].few_shot
-        assert few_shot is not None, "a few-shot study"
+        few_shot = few_shot_of(table, row)
         # A genotype that is not found yet counts as a published one.
         genotype = None if row.baseline is not None else given_genotype(row) or CIFAR_TUNED
         macs = trained_cost(table, row, genotype).num_macs

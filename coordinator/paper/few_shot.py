@@ -1,7 +1,8 @@
 """Table 4 as values: the studies that find, train and compare few-shot networks (BASE section 6.3, appendix B). Pure.
 
-Every network that is tested is meta-trained by itself, from fresh weights, on as many episodes as every other ("all
-network architectures were trained with the same setting"). What BASE searches comes before and on top of that.
+Every network that is tested is meta-trained by itself, from fresh weights, on as many episodes as every other, and all
+but Reptile's by the same settings ("all network architectures were trained with the same setting"). What BASE searches
+comes before and on top of that.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from common.config import DatasetRef, Frozen, NetworkConfig, SpaceConfig, StudyConfig, TaskFamily, validate
 from common.cost import Cost, four_convolutions_cost, network_cost
+from common.few_shot_config import FewShotConfig
 from common.loading import load
 from common.space.genotype import Genotype
 from common.space.released import released_genotype
@@ -70,7 +72,7 @@ class FewShotTable(Frozen):
     network: NetworkConfig
     """Of the genotypes, when they are trained by themselves."""
     baselines: Mapping[Baseline, StudyConfig]
-    """Four convolutions, by what meta-trains them."""
+    """Four convolutions, by what meta-trains them; as MAML trains them, it trains the genotypes' networks."""
     rounds: int = Field(ge=1)
     """Of the meta-training of every network that is tested."""
     repeats: int = Field(ge=1)
@@ -103,7 +105,7 @@ def search_study(table: FewShotTable, variant: Variant, repeat: int) -> StudyCon
 
 
 def training_study(table: FewShotTable, row: FewShotRow, genotype: Genotype | None, repeat: int) -> StudyConfig:
-    """The study that meta-trains a row's network.
+    """The study that meta-trains a row's network: of a genotype, as MAML's row says.
 
     Args:
         table: of the run.
@@ -111,13 +113,13 @@ def training_study(table: FewShotTable, row: FewShotRow, genotype: Genotype | No
         genotype: its architecture; None for four convolutions.
         repeat: which time.
     """
-    study = table.search if row.baseline is None else table.baselines[row.baseline]
-    tree = study.model_dump(mode="json")
+    tree = table.baselines[row.baseline or "maml"].model_dump(mode="json")
     tree["seed"] += repeat
     tree["rounds"] = table.rounds
     if row.baseline is None:
         assert genotype is not None, "of every row but four convolutions"
         tree["network"] = table.network.model_dump(mode="json")
+        tree["space"] = table.search.space.model_dump(mode="json")
         tree["few_shot"] |= {"network": "genotype", "genotype": genotype.model_dump(mode="json")}
     return validate(tree)
 
@@ -127,6 +129,13 @@ def given_genotype(row: FewShotRow) -> Genotype | None:
     return None if row.released is None else released_genotype(row.released)
 
 
+def few_shot_of(table: FewShotTable, row: FewShotRow) -> FewShotConfig:
+    """How a row's network learns, its own kind aside."""
+    few_shot = table.baselines[row.baseline or "maml"].few_shot
+    assert few_shot is not None, "a few-shot study"
+    return few_shot
+
+
 def trained_cost(table: FewShotTable, row: FewShotRow, genotype: Genotype | None) -> Cost:
     """Parameters and multiply-accumulates of a row's network as the run trains it; a genotype of None is four
     convolutions."""
@@ -134,10 +143,8 @@ def trained_cost(table: FewShotTable, row: FewShotRow, genotype: Genotype | None
     if row.baseline is None:
         assert genotype is not None, "of every row but four convolutions"
         return network_cost(genotype, table.search.space, table.network, family.image_size, family.num_ways)
-    few_shot = table.baselines[row.baseline].few_shot
-    assert few_shot is not None, "a few-shot study"
     channels = table.baselines[row.baseline].network.image_channels
-    return four_convolutions_cost(channels, few_shot.filters, family.image_size, family.num_ways)
+    return four_convolutions_cost(channels, few_shot_of(table, row).filters, family.image_size, family.num_ways)
 
 
 def full_cost(space: SpaceConfig, genotype: Genotype | None) -> Cost:
@@ -149,16 +156,16 @@ def full_cost(space: SpaceConfig, genotype: Genotype | None) -> Cost:
 
 def smoke_few_shot() -> FewShotTable:
     """Table 4 in minutes on two cores: characters at 28 pixels, the searches' own small network, few rounds."""
-    search = load("few_shot", ["rounds=60"], environment={})
+    search = load("few_shot", ["rounds=40", "space.num_nodes=4"], environment={})
     family = search.families[0]
     return FewShotTable(
         stand_in=f"characters of unseen scripts (gray, drawn from fonts, {family.image_size} pixels)",
         search=search,
         network=search.network,
         baselines={name: load(name, environment={}) for name in _BASELINES},
-        rounds=100,
+        rounds=50,
         repeats=1,
-        episodes=60,
+        episodes=50,
     )
 
 

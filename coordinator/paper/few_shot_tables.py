@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from common.cost import Cost
 from common.few_shot_config import MetaGradientMethod
-from coordinator.meta_test import STATISTICS
-from coordinator.paper.few_shot import VARIANTS
+from coordinator.meta_test import PATHS, STATISTICS
+from coordinator.paper.few_shot import VARIANTS, few_shot_of
 from coordinator.paper.few_shot_outcome import FewShotOutcome, FewShotRowOutcome
 from coordinator.paper.tables import NOT_RUN, UNKNOWN
 
@@ -79,8 +79,8 @@ def long_table(found: FewShotOutcome) -> tuple[tuple[str, ...], list[tuple[str, 
 def notes(found: FewShotOutcome) -> Sequence[str]:
     """What a reader must know before comparing."""
     table, family = found.config, found.config.family
-    few_shot = table.search.few_shot
-    assert few_shot is not None, "a few-shot study"
+    few_shot, searched = few_shot_of(table, found.rows[0].row), table.search.few_shot
+    assert searched is not None, "a few-shot study"
     said = []
     if found.is_stand_in:
         said.append(
@@ -99,8 +99,9 @@ def notes(found: FewShotOutcome) -> Sequence[str]:
     said.append(
         f"Every network of this run is meta-trained {times} from fresh weights for {table.rounds:,} rounds of "
         f"{family.tasks_per_round} episodes: {family.num_ways} classes of {family.train_per_class} support and "
-        f"{family.test_per_class} query images. BASE searches for {table.search.rounds:,} such rounds before that. The "
-        "paper's numbers of rounds and steps are lost; it ran search and training twice."
+        f"{family.test_per_class} query images. BASE searches for {table.search.rounds:,} such rounds before that, by "
+        f"{METHODS[searched.method]}. The paper's numbers of rounds and steps are lost; it ran search and training "
+        "twice."
     )
     said.append(
         f"Accuracy after {few_shot.test_steps} inner steps, on {table.episodes} episodes of unseen classes, the same "
@@ -158,9 +159,7 @@ def _millions(costs: Sequence[Cost], field: str, digits: int) -> str:
 
 
 def _algorithm(found: FewShotOutcome, row: FewShotRowOutcome) -> str:
-    study = found.config.search if row.row.baseline is None else found.config.baselines[row.row.baseline]
-    assert study.few_shot is not None
-    return METHODS[study.few_shot.method]
+    return METHODS[few_shot_of(found.config, row.row).method]
 
 
 def _search(row: FewShotRowOutcome) -> str:
@@ -189,5 +188,4 @@ def _network(row: FewShotRowOutcome) -> str:
 
 def _paths(row: FewShotRowOutcome) -> str:
     assert row.tested is not None
-    names = {"native": "the native cell", "pytorch": "PyTorch"}
-    return ", ".join(names.get(path, path) for path in row.tested.paths) or UNKNOWN
+    return " and ".join(PATHS[path] for path in row.tested.paths)

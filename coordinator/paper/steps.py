@@ -25,8 +25,8 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from common.config import InnerConfig
-from common.derivation import Limits
 from common.errors import ConflictError, CorruptArtifactError, NotFoundError
+from common.limits import Limits
 from common.messages import EvaluateRequest
 from common.meta.params import BODY
 from common.meta.prior import Prior, initial_prior

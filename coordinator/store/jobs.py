@@ -6,19 +6,19 @@ condition, so one that was replaced can change nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from common.errors import (
     AlreadyExistsError,
     ConflictError,
-    MetaSearchError,
     NotFoundError,
     QuotaError,
-    UnavailableError,
 )
 from coordinator import jobs
 from coordinator.jobs import ACTIVE, AdaptSpec, Failure, FewShotSpec, Job, JobState
-from coordinator.store.ledger import Add, Delete, Expect, Ledger, Put, Stored, Transaction
+from coordinator.store.fenced import MAX_CONFLICTS, MAX_PAGE, FencedLedger, contended
+from coordinator.store.ledger import Add, Delete, Expect, Put, Stored, Transaction
 from coordinator.store.records import (
     DatasetRecord,
     Head,
@@ -38,19 +38,15 @@ from coordinator.store.records import (
 )
 from coordinator.store.transitions import change_of, creation
 
-MAX_PAGE = 1000
-_MAX_CONFLICTS = 100
+_FIRST_ENTRIES = 32  # of a queue, read at once
 
 
-class JobStore:
+class JobStore(FencedLedger):
     """See the module. Thread-safe.
 
     Raises:
         UnavailableError: from every method, when the ledger does not answer. Calling again is safe.
     """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
 
     # Studies and priors
 
@@ -163,7 +159,7 @@ class JobStore:
             ConflictError: the prior is not the version before, the plan is not open, the job does not run in that
                 attempt, or another coordinator is in charge.
         """
-        for _ in range(_MAX_CONFLICTS):
+        for _ in range(MAX_CONFLICTS):
             stored_head, stored_job = self.ledger.get(f"head/{tenant}/{study}", job_key(tenant, study, pointer.made_by))
             if stored_head is None or stored_job is None:
                 raise NotFoundError(f"there is no study {study} with a job {pointer.made_by}")
@@ -196,7 +192,7 @@ class JobStore:
             blocked = self._commit_as(epoch, transaction)
             if blocked is None:
                 return
-        raise _contended()
+        raise contended()
 
     # Jobs, as users see them
 
@@ -309,43 +305,28 @@ class JobStore:
 
     # Jobs, as the coordinator sees them
 
-    def take_charge(self, holder: str) -> int:
-        """Makes the caller the only coordinator; returns its epoch. Whoever was in charge can change nothing more."""
-        for _ in range(_MAX_CONFLICTS):
-            (stored,) = self.ledger.get("epoch")
-            revision = stored.revision if stored else 0
-            if self.ledger.commit(Transaction([Expect("epoch", revision)], [Put("epoch", {"holder": holder})])) is None:
-                return revision + 1
-        raise _contended()
+    def queues(self, per_tenant: int | None = None) -> dict[str, Iterator[QueueEntry]]:
+        """Jobs in the queue of every tenant that has any, in order of priority, then submission.
 
-    def epoch(self) -> int:
-        """The epoch of the coordinator in charge, 0 before the first."""
-        (stored,) = self.ledger.get("epoch")
-        return stored.revision if stored else 0
+        They are read as one goes on: whoever looks for one that can start mostly needs the first alone.
 
-    def beat(self, epoch: int, status: Mapping[str, Any]) -> None:
-        """Shows that the coordinator of an epoch lives.
-
-        Raises:
-            ConflictError: another one is in charge.
+        Args:
+            per_tenant: no more than these of each; None for all.
         """
-        self._commit_as(epoch, Transaction(changes=[Put("beat", {"epoch": epoch, **status})]))
-
-    def last_beat(self) -> tuple[int, Mapping[str, Any]]:
-        """How many beats there were, and the last one's status."""
-        (stored,) = self.ledger.get("beat")
-        return (stored.revision, stored.record) if stored else (0, {})
-
-    def queues(self, per_tenant: int = MAX_PAGE) -> dict[str, list[QueueEntry]]:
-        """The first jobs in the queue of every tenant that has any, in order of priority, then submission."""
-        queues: dict[str, list[QueueEntry]] = {}
+        queues: dict[str, Iterator[QueueEntry]] = {}
         after = ""
         while first := self.ledger.scan("queue/", after, 1):
             tenant = first[0].key.split("/")[1]
-            entries = self.ledger.scan(f"queue/{tenant}/", "", per_tenant)
-            queues[tenant] = [QueueEntry.model_validate(entry.record) for entry in entries]
+            queues[tenant] = islice(self._queue(tenant), per_tenant)
             after = f"queue/{tenant}/\U0010fffe"
         return queues
+
+    def _queue(self, tenant: str) -> Iterator[QueueEntry]:
+        after, num_entries = "", _FIRST_ENTRIES
+        while found := self.ledger.scan(f"queue/{tenant}/", after, num_entries):
+            for stored in found:
+                yield QueueEntry.model_validate(stored.record)
+            after, num_entries = found[-1].key, MAX_PAGE
 
     def active(self) -> list[Job]:
         """All jobs that run, in whoever's hands."""
@@ -451,7 +432,7 @@ class JobStore:
         epoch: int | None = None,
         quota: Quota | None = None,
     ) -> Job:
-        for _ in range(_MAX_CONFLICTS):
+        for _ in range(MAX_CONFLICTS):
             stored = self._get(job_key(tenant, study, job_id), f"studies/{study}/jobs/{job_id}")
             before = read_job(stored)
             after = change(before)
@@ -463,18 +444,10 @@ class JobStore:
                 return after
             if isinstance(blocked, Add):
                 raise QuotaError(f"tenant {tenant} runs as many jobs as it may; the job stays queued")
-        raise _contended()
-
-    def _commit_as(self, epoch: int, transaction: Transaction) -> Expect | Add | None:
-        fence = Expect("epoch", epoch)
-        fenced = Transaction([fence, *transaction.expects], transaction.changes, transaction.adds, transaction.topic)
-        blocked = self.ledger.commit(fenced)
-        if blocked == fence:
-            raise SupersededError(f"coordinator {epoch} was replaced by coordinator {self.epoch()}")
-        return blocked
+        raise contended()
 
     def _advance_head(self, epoch: int, tenant: str, study: str, version: int, change: Callable[[Head], Head]) -> None:
-        for _ in range(_MAX_CONFLICTS):
+        for _ in range(MAX_CONFLICTS):
             stored = self._get(f"head/{tenant}/{study}", f"studies/{study}")
             head = Head.model_validate(stored.record)
             if head.version != version:
@@ -482,34 +455,8 @@ class JobStore:
             transaction = Transaction([Expect(stored.key, stored.revision)], [Put(stored.key, dump(change(head)))])
             if self._commit_as(epoch, transaction) is None:
                 return
-        raise _contended()
-
-    def _get(self, key: str, name: str) -> Stored:
-        (stored,) = self.ledger.get(key)
-        if stored is None:
-            raise NotFoundError(f"there is no {name}")
-        return stored
-
-    def _all(self, prefix: str) -> Iterator[Stored]:
-        after = ""
-        while found := self.ledger.scan(prefix, after, MAX_PAGE):
-            yield from found
-            after = found[-1].key
-
-    def _page(self, prefix: str, limit: int, token: str, read: Callable[[Stored], Any], reverse: bool = False) -> Page:
-        found = self.ledger.scan(prefix, prefix + token if token else "", limit + 1, reverse)
-        more = len(found) > limit
-        shown = found[:limit]
-        return Page([read(stored) for stored in shown], shown[-1].key.removeprefix(prefix) if more else "")
-
-
-class SupersededError(ConflictError):
-    """Another coordinator is in charge; this one must stop."""
+        raise contended()
 
 
 def _no_room(tenant: str, blocked: Add) -> QuotaError:
     return QuotaError(f"{blocked.amount} bytes more exceed the {blocked.at_most} that tenant {tenant} may store")
-
-
-def _contended() -> MetaSearchError:
-    return UnavailableError("too many others changed the same record at the same time; try again")

@@ -306,7 +306,7 @@ def test_the_command_line_submits_it_and_shows_the_answer(
     result = {"summary": SUMMARY, "artifacts": [], "url": "memory://nowhere"}
     coordinator.store.succeed(coordinator.epoch, coordinator.start(tenant, name), 2.0, result)
     code, _, err = run("result", *reach, name)
-    assert code == 0 and "a.png" in err and "seven" in err and "transductive BatchNorm" in err, err
+    assert code == 0 and "a.png" in err and "four 0.12" in err and "transductive BatchNorm" in err, err
     assert "1.000 to 0.250 nats" in err and "0.75" in err
     for arguments, words in (
         ((str(photos), "--statistics", "both"), "statistics must be transductive or inductive"),

@@ -809,6 +809,32 @@ async def _serve(settings: Any) -> None:
     await serve(settings, logging.getLogger("test"), lambda port: stop.set(), stop)
 
 
+def test_a_gateway_whose_starter_is_gone_ends_its_server(tmp_path: Path) -> None:
+    import asyncio
+    import gc
+    import logging
+
+    from coordinator.api.gateway import serve
+    from coordinator.settings import ServiceSettings
+
+    def report(port: int) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    async def run() -> None:
+        await serve(settings, logging.getLogger("test"), report, asyncio.Event())
+
+    create_token(tmp_path / "tokens.toml", "lab", "viewer", "")
+    settings = ServiceSettings(
+        store=f"sqlite:{tmp_path / 'jobs.sqlite'}",
+        artifacts=str(tmp_path / "artifacts"),
+        tokens=tmp_path / "tokens.toml",
+        listen="127.0.0.1:0",
+    )
+    with pytest.raises(BrokenPipeError):
+        asyncio.run(run())
+    gc.collect()  # a server that still ran would complain now, and keep this process from ending
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.0.0.1", "example.org", "127.0.0.1.example.org"])
 def test_plain_text_beyond_the_loopback_is_refused(tmp_path: Path, host: str) -> None:
     import asyncio

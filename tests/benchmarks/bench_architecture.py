@@ -3,8 +3,9 @@
 Every arm names a genotype for each fresh task of unseen scripts. Its network is then trained from scratch on the task,
 all arms alike (the same first weights, batches and number of steps), and tested on held-out images (transductive
 BatchNorm). Two conditions: glyphs as they are, and with noise on every pixel, of one standard deviation of the image.
-A prior is learnt per meta-seed and condition, from scripts that no fresh task has. Last, networks that inherit their
-weights from a single-path prior are trained for 20 steps, and set against the same networks after 80 from scratch.
+A prior is learnt per meta-seed and condition, from scripts that no fresh task has. Last, random genotypes inherit their
+weights from a prior of the preset `single_path`, are trained for 20 steps, and set against the same networks after 80
+from scratch.
 
 Intervals are Student's t over tasks, 95 %, of a task's mean over meta-seeds: they hold for other tasks, and for priors
 of these meta-seeds, whose means are listed too. What was computed stays in --cache: a second call goes on from there.
@@ -66,11 +67,11 @@ TRIAL_STEPS = 40  # as in the preset `architecture`
 INHERITED: Recipe = {"steps": 20, "lr": 0.05}
 PRIOR, AS_LEARNT, GRADIENT = "prior, adapted", "prior, as learnt", "prior by gradient, adapted"
 SCRATCH, SCRATCH_TRIALS = "scratch search, as many steps", "scratch search by trials"
-RANDOM, INHERITS = "random, equal size", "random, inherited, 20 steps"
+RANDOM = "random, equal size"
 BEST, BEST_AT_EQUAL_COST = "best of 20", "best of 64, trials as many as the prior's"
 BEST_OF = {BEST: 20, BEST_AT_EQUAL_COST: 64}
 HEADLINE = (PRIOR, SCRATCH, RANDOM, BEST)
-ALL_ARMS = (*HEADLINE, BEST_AT_EQUAL_COST, INHERITS, AS_LEARNT, GRADIENT, SCRATCH_TRIALS)
+ALL_ARMS = (*HEADLINE, BEST_AT_EQUAL_COST, AS_LEARNT, GRADIENT, SCRATCH_TRIALS)
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,21 @@ class Training:
     task: str
     steps: int
     lr: float
-    inherits: Learning | None = None
 
 
-Job = Learning | Derivation | TrialSearch | Training
+@dataclass(frozen=True)
+class Heir:
+    """A random genotype's network on a task of the preset `single_path`, to train and to test.
+
+    With a prior it starts from what that has for its ops, and takes fewer steps.
+    """
+
+    seed: int
+    task: str
+    prior: Learning | None
+
+
+Job = Learning | Derivation | TrialSearch | Training | Heir
 
 
 def compute(job: Job, folder: str) -> Any:
@@ -128,13 +140,15 @@ def compute(job: Job, folder: str) -> Any:
     if isinstance(job, Learning):
         return _learn(job, folder)
     task = LearningTask.model_validate_json(job.task)
+    if isinstance(job, Heir):
+        return _train_heir(job, task, folder)
     episode = with_pixel_noise(load_episode(task), CONDITIONS[job.condition], task.seed)
     if isinstance(job, Derivation):
         return _derive(job, task, episode, folder)
     if isinstance(job, TrialSearch):
         return _search(job, task, episode)
-    start = None if job.inherits is None else _store(job.inherits, folder).load()
-    return _train(Genotype.from_json(job.genotype), job.seed, task, episode, job.steps, job.lr, start)
+    config = study_of("trials", job.seed, 1)
+    return _train(config, Genotype.from_json(job.genotype), task, episode, {"steps": job.steps, "lr": job.lr})
 
 
 def with_pixel_noise(episode: Episode, deviation: float, seed: int) -> Episode:
@@ -177,14 +191,15 @@ class NoisyTasks:
 
 @lru_cache(maxsize=64)
 def study_of(method: str, seed: int, rounds: int) -> StudyConfig:
-    """The study of a method. All have the search space, network and tasks of the preset `architecture`."""
+    """The study of a method. Those that learn architectures have the network and tasks of the preset `architecture`."""
     common = [f"seed={seed}", f"rounds={rounds}", "cluster.tasks_per_partial_sum=1"]
     architecture = load("architecture", common, environment={})
     if method == "trials":
         return architecture
-    # The demo's way to learn by gradient, and the preset for weights that serve any genotype.
-    other = load({"gradient": "demo", "single_path": "single_path"}[method], common, environment={})
-    return other.model_copy(update={"network": architecture.network, "families": architecture.families})
+    if method == "single_path":
+        return load("single_path", common, environment={})
+    demo = load("demo", common, environment={})  # whose way it is to learn by gradient
+    return demo.model_copy(update={"network": architecture.network, "families": architecture.families})
 
 
 def _learn(job: Learning, folder: str) -> dict[str, Any]:
@@ -223,31 +238,37 @@ def _search(job: TrialSearch, task: LearningTask, episode: Episode) -> str:
         episode.train_labels[held_out[:cut]],
     )
     genotypes = [random_genotype(job.seed, task.task_id, "search", number) for number in range(job.trials)]
-    scores = [_train(each, job.seed, task, inner, job.steps, FROM_SCRATCH["lr"]) for each in genotypes]
+    recipe: Recipe = {"steps": job.steps, "lr": FROM_SCRATCH["lr"]}
+    scores = [_train(study_of("trials", job.seed, 1), each, task, inner, recipe) for each in genotypes]
     return genotypes[int(np.argmax(scores))].to_json()
 
 
+def _train_heir(job: Heir, task: LearningTask, folder: str) -> float:
+    config, recipe = study_of("single_path", job.seed, 1), FROM_SCRATCH if job.prior is None else INHERITED
+    genotype = random_genotype(job.seed, task.task_id, "heir")
+    start = None if job.prior is None else _store(job.prior, folder).load()
+    return _train(config, genotype, task, load_episode(task), recipe, start)
+
+
 def _train(
+    config: StudyConfig,
     genotype: Genotype,
-    seed: int,
     task: LearningTask,
     episode: Episode,
-    steps: int,
-    lr: float,
+    recipe: Recipe,
     start: Prior | None = None,
 ) -> float:
-    config = study_of("trials", seed, 1)
-    fresh, request = _fresh_start(seed, task)
+    fresh, request = _fresh_start(config.to_json(), task)
     prior = start or fresh
-    request = replace(request, version=prior.version, trials=TrialsConfig(steps=steps, lr=lr))
+    request = replace(request, version=prior.version, trials=TrialsConfig(**recipe))
     return trial_accuracy(genotype, prior, request, episode, _supernet(config))
 
 
 @lru_cache(maxsize=64)
-def _fresh_start(seed: int, task: LearningTask) -> tuple[Prior, AdaptRequest]:
+def _fresh_start(config_json: str, task: LearningTask) -> tuple[Prior, AdaptRequest]:
     """Weights that all networks of a task and meta-seed start from."""
-    config = study_of("trials", seed, 1)
-    prior = _untrained(config.to_json())
+    config = StudyConfig.model_validate_json(config_json)
+    prior = _untrained(config_json)
     request = adapt_request(task, Arm("", prior, config.inner), config, ())
     return with_fresh_weights(prior, request, _supernet(config)), request
 
@@ -363,7 +384,7 @@ class Plan:
 
     def learning(self, method: str, block: Block) -> Learning:
         """The prior of a method."""
-        rounds = {"trials": self.rounds, "gradient": self.gradient_rounds, "single_path": self.single_path_rounds}
+        rounds = {"trials": self.rounds, "gradient": self.gradient_rounds}
         return Learning(method, *block, rounds[method])
 
     def derivation(self, arm: str, block: Block, task: LearningTask) -> Derivation | TrialSearch:
@@ -400,12 +421,8 @@ def candidates(number: int, seed: int) -> list[Genotype]:
 
 def genotypes_by_arm(plan: Plan, results: Results) -> dict[str, dict[Block, list[Genotype]]]:
     """The genotypes of each arm: per condition and meta-seed, one for each task."""
-    derived = [arm for arm in plan.arms if arm not in (RANDOM, INHERITS, *BEST_OF)]
-    methods = [
-        "trials",
-        *(["single_path"] if INHERITS in plan.arms else []),
-        *(["gradient"] if GRADIENT in derived else []),
-    ]
+    derived = [arm for arm in plan.arms if arm not in (RANDOM, *BEST_OF)]
+    methods = ["trials", *(["gradient"] if GRADIENT in derived else [])]
     learning: list[Job] = [plan.learning(method, block) for method in methods for block in plan.blocks]
     alone = [arm for arm in (SCRATCH, SCRATCH_TRIALS) if arm in derived]
     # Long ones first, and the many short ones that need no prior fill what is left.
@@ -439,16 +456,12 @@ def genotypes_by_arm(plan: Plan, results: Results) -> dict[str, dict[Block, list
 def measured(plan: Plan, results: Results) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
     """Test accuracies of each arm, (conditions, meta-seeds, tasks), and mean parameters of its networks."""
     arms = genotypes_by_arm(plan, results)
-    jobs: dict[str, list[Training]] = {name: [] for name in (*arms, *({INHERITS} & set(plan.arms)))}
+    jobs: dict[str, list[Training]] = {name: [] for name in arms}
     for block in plan.blocks:
         for index, task in enumerate(plan.tasks):
             text = task.model_dump_json()
             for name in arms:
                 jobs[name].append(Training(arms[name][block][index].to_json(), *block, text, **FROM_SCRATCH))
-            if INHERITS in jobs:
-                inherited = plan.learning("single_path", block)
-                again = arms[RANDOM][block][index].to_json()
-                jobs[INHERITS].append(Training(again, *block, text, **INHERITED, inherits=inherited))
     results.of([job for of_arm in jobs.values() for job in of_arm], "Trainings")
     shape = (len(plan.conditions), len(plan.seeds), len(plan.tasks))
     accuracies = {name: np.array(results.of(of_arm, name)).reshape(shape) for name, of_arm in jobs.items()}
@@ -456,7 +469,20 @@ def measured(plan: Plan, results: Results) -> tuple[dict[str, NDArray[np.float64
         name: float(np.mean([num_params(each) for by_task in of_arm.values() for each in by_task]))
         for name, of_arm in arms.items()
     }
-    return accuracies, {**sizes, INHERITS: sizes[RANDOM]}
+    return accuracies, sizes
+
+
+def inherited(plan: Plan, results: Results) -> dict[str, Any]:
+    """Random genotypes after 20 steps from inherited weights, against the same after 80 from scratch."""
+    config = study_of("single_path", 0, 1)
+    tasks = [task.model_dump_json() for task in fresh_tasks(config.families[0], "unseen", len(plan.tasks), TASK_SEED)]
+    priors = [Learning("single_path", "clean", seed, plan.single_path_rounds) for seed in plan.seeds]
+    results.of(priors, "Single-path priors")
+    after_few = [Heir(prior.seed, task, prior) for prior in priors for task in tasks]
+    after_many = [Heir(prior.seed, task, None) for prior in priors for task in tasks]
+    found = np.array(results.of([*after_few, *after_many], "Inherited weights, and scratch"))
+    few, many = found.reshape(2, 1, len(priors), len(tasks))
+    return {**difference(few, many), "accuracy": [float(few.mean()), float(many.mean())]}
 
 
 def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, Any]:
@@ -482,7 +508,6 @@ def differences(accuracies: dict[str, NDArray[np.float64]]) -> dict[str, dict[st
         "prior_as_learnt_minus_random": (AS_LEARNT, RANDOM),
         "prior_as_learnt_minus_best_of_20": (AS_LEARNT, BEST),
         "gradient_prior_minus_random": (GRADIENT, RANDOM),
-        "inherited20_minus_scratch80": (INHERITS, RANDOM),
     }
     return {
         name: difference(accuracies[first], accuracies[second])
@@ -528,14 +553,17 @@ def main() -> None:
     family = study_of("trials", 0, 1).families[0]
     tasks = tuple(fresh_tasks(family, "unseen", 6 if options.quick else options.tasks, TASK_SEED))
     arms = ALL_ARMS if options.arms == "all" else HEADLINE
-    plan = Plan(tuple(options.conditions), tuple(options.meta_seeds), tasks, arms, 12, 30, 300, 3, 8)
+    plan = Plan(tuple(options.conditions), tuple(options.meta_seeds), tasks, arms, 12, 30, 600, 3, 8)
     if options.quick:
-        plan = Plan(("noise",), tuple(options.meta_seeds[:1]), tasks, (*HEADLINE, INHERITS), 6, 10, 40, 1, 0)
+        plan = Plan(("noise",), tuple(options.meta_seeds[:1]), tasks, HEADLINE, 6, 10, 40, 1, 0)
     started_s = time.monotonic()
-    accuracies, sizes = measured(plan, Results(options.cache, options.processes))
+    results = Results(options.cache, options.processes)
+    accuracies, sizes = measured(plan, results)
     for index, condition in enumerate(plan.conditions):
         show(condition, {name: values[index : index + 1] for name, values in accuracies.items()}, sizes)
     found = differences(accuracies)
+    if options.arms == "all":
+        found["inherited20_minus_scratch80"] = inherited(plan, results)
     for name, interval in found.items():
         console.print(f"{name}: {interval['mean']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f})")
     result = {

@@ -22,8 +22,8 @@ from chaos.deployment import COORDINATOR, NUM_WORKERS, TENANT, WORKER, Deploymen
 from reference.redis_server import require_redis
 
 from common.artifacts import PriorStore
-from common.derivation import Limits
 from common.errors import MetaSearchError, UnavailableError
+from common.limits import Limits
 from common.loading import load
 from common.messages import JobRequest
 from common.meta.prior import initial_prior

@@ -33,6 +33,11 @@ def study_file(tmp_path):
 # Presets and files
 
 
+def test_kinds_of_cell_have_one_order_however_they_are_written():
+    written = {"space": {"cell_kinds": {"reduction": 2, "normal": 1}}}
+    assert list(validate(written).space.cell_kinds) == ["normal", "reduction"]
+
+
 def test_the_presets_are_listed_by_name():
     assert preset_names() == (
         *("architecture", "demo", "few_shot", "few_shot_smoke", "maml", "mini_imagenet", "paper", "paper_smoke"),

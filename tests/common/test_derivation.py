@@ -17,7 +17,6 @@ from reference.latency_tables import latency_table
 from common.config import NetworkConfig, SpaceConfig
 from common.cost import Cost, network_cost
 from common.derivation import (
-    Limits,
     ScoredGenotype,
     _undominated,
     genotype_probability,
@@ -27,6 +26,7 @@ from common.derivation import (
 )
 from common.errors import InvalidInputError
 from common.latency import OpShape
+from common.limits import Limits
 from common.network_config import network_config
 from common.nn.counting import count_network, full_cost_model
 from common.space.genotype import Genotype, GenotypeEdge, derive

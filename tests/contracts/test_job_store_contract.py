@@ -12,7 +12,8 @@ from common.config import DatasetRef
 from common.errors import AlreadyExistsError, ConflictError, NotFoundError, QuotaError
 from common.tasks import TaskChoice
 from coordinator.jobs import AdaptSpec, Failure, FailureReason, Job, JobState, MetaTrainSpec
-from coordinator.store.jobs import JobStore, SupersededError
+from coordinator.store.fenced import SupersededError
+from coordinator.store.jobs import JobStore
 from coordinator.store.ledger import Add, Delete, Expect, Transaction
 from coordinator.store.records import DatasetRecord, Head, Plan, PriorPointer, Quota, Study, new_job_id
 from coordinator.store.transitions import creation
@@ -216,6 +217,16 @@ def test_the_queue_is_in_order_of_priority_then_id(store: JobStore) -> None:
     assert [entry.job_id for entry in store.queues(per_tenant=2)["a"]] == ["d", "e"]
 
 
+def test_a_queue_is_read_to_its_end_page_by_page(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.store.jobs._FIRST_ENTRIES", 2)
+    monkeypatch.setattr("coordinator.store.jobs.MAX_PAGE", 3)
+    for n in range(9):
+        created(store, f"j{n}", tenant="a")
+    created(store, "other", tenant="b")
+    assert queue_ids(store) == [f"j{n}" for n in range(9)]
+    assert [entry.job_id for entry in store.queues(per_tenant=6)["a"]] == [f"j{n}" for n in range(6)]
+
+
 def test_ids_of_later_jobs_sort_later() -> None:
     ids = [new_job_id(1_700_000_000.0 + n / 500) for n in range(500)]
     assert ids == sorted(ids) and len(set(ids)) == 500
@@ -288,7 +299,7 @@ def test_a_lost_job_goes_back_into_its_place(store: JobStore) -> None:
     requeued = store.requeue(epoch, lost, 50.0, 8.0, uses_attempt=True, note="worker died")
     assert (requeued.state, requeued.not_before_s, requeued.failures) == (JobState.QUEUED, 58.0, 1)
     assert queue_ids(store) == ["j0", "j1", "j2"]
-    assert store.queues()["a"][1].not_before_s == 58.0
+    assert list(store.queues()["a"])[1].not_before_s == 58.0
     check_invariants(store)
     with pytest.raises(ConflictError, match="waits for 1.0 s"):
         store.start(epoch, requeued, 57.0, 30.0, 0, QUOTA)

@@ -21,7 +21,6 @@ from safetensors.numpy import load as load_tensors
 
 from common.artifacts import PriorStore
 from common.config import DatasetRef
-from common.derivation import Limits
 from common.errors import (
     AdaptationError,
     CorruptArtifactError,
@@ -31,6 +30,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.few_shot_config import FewShotConfig
+from common.limits import Limits
 from common.loading import load
 from common.messages import AdaptRequest, AdaptResult, FewShotRequest, JobRequest, JobResult, LocalUpdate
 from common.meta.prior import Prior, initial_prior
@@ -42,7 +42,8 @@ from coordinator.jobs import AdaptSpec, FailureReason, FewShotSpec, Job, JobStat
 from coordinator.local import LocalExecutor
 from coordinator.pool import Outcome
 from coordinator.settings import ServiceSettings
-from coordinator.store.jobs import JobStore, SupersededError
+from coordinator.store.fenced import SupersededError
+from coordinator.store.jobs import JobStore
 from coordinator.store.ledger import Add, Expect, Put, Stored, Transaction
 from coordinator.store.records import Quota, Study
 from coordinator.store.sqlite import SqliteLedger

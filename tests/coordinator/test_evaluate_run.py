@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.config import DatasetRef
-from common.errors import InvalidInputError, MetaSearchError
+from common.errors import InvalidInputError, MetaSearchError, UnavailableError
 from common.evaluate_config import load_evaluate_config
 from common.loading import load
 from common.messages import EvaluateRequest, EvaluateResult, Interim
@@ -122,6 +122,13 @@ def scene(tmp_path: Path) -> Any:
     made.store.ledger.close()
 
 
+def files_of(scene: Scene, job: Job) -> set[str]:
+    """What is in the job's folder, once all that was begun in the background is done."""
+    scene.dispatcher.background.submit(int).result(timeout=30)
+    url = scene.dispatcher.priors.url_of(job).removeprefix("file://")
+    return {path.name for path in Path(url).parent.iterdir()}
+
+
 def weights_of(job: Job) -> str:
     result: Any = job.result
     return next(artifact["sha256"] for artifact in result["artifacts"] if artifact["name"] == "weights.safetensors")
@@ -155,6 +162,27 @@ def test_a_lost_worker_costs_an_attempt_and_the_next_goes_on(scene: Scene, undis
     assert weights_of(job) == undisturbed
     done = [result.epochs_done for result in scene.pool.results]
     assert done == sorted(done), "what was stored is not done again"
+    assert files_of(scene, job) == {f"attempt-{job.epoch}-2"}, "folders of lost attempts are removed at the end"
+    result: Any = job.result
+    kept = {path.name for path in Path(result["url"].removeprefix("file://")).iterdir()}
+    assert kept == {"manifest.json"} | {artifact["name"] for artifact in result["artifacts"]}
+
+
+def test_what_a_job_is_to_be_resumed_from_stays_until_the_store_knows_that_it_has_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*arguments: object) -> None:
+        raise UnavailableError("the store does not answer")
+
+    scene.pool.fate = lambda number: Outcome("", lost="the worker died") if number == 2 else None
+    scene.submit()
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.store, "succeed", no_answer)
+        job = scene.turn_until(lambda: bool(scene.pool.results and scene.pool.results[-1].summary))
+        assert job.state is JobState.RUNNING
+        assert files_of(scene, job) == {f"attempt-{job.epoch}-1", f"attempt-{job.epoch}-2"}
+    job = scene.finish()
+    assert files_of(scene, job) == {f"attempt-{job.epoch}-2"}
 
 
 def test_a_pause_takes_effect_between_calls_and_burns_no_attempt(scene: Scene, undisturbed: str) -> None:

@@ -4,19 +4,26 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from reference.priors import smoke_config
 
 from common.artifacts import PriorStore
 from common.config import ClusterConfig, StudyConfig
+from common.messages import AdaptRequest, AdaptResult, Rejection, RejectionReason
 from common.meta.prior import Prior, initial_prior
+from common.sweep_config import validate_sweep
+from common.sweep_plan import SweepPlan
 from coordinator import study
 from coordinator.local import LocalExecutor
 from coordinator.pool import RayPool
 from coordinator.rounds import Result, plan
+from coordinator.trial import open_trial
 
 ROUNDS, TASKS = 3, 4
 STUDY = (
@@ -146,6 +153,59 @@ def test_a_frozen_architecture_leaves_its_logits_and_learns_the_rest(executor: L
     last = study.run(first, config, executor, store, [], time.monotonic)
     still = {name for name in first.vectors if first.vectors[name].tobytes() == last.vectors[name].tobytes()}
     assert still == {"alpha", "adam/first/alpha", "adam/second/alpha"}
+
+
+def test_tasks_leave_the_architecture_alone_while_the_weights_warm_up(executor: LocalExecutor) -> None:
+    config = smoke_config(*STUDY, "outer.alpha_warmup_rounds=1")
+    prior = initial_prior(config)
+    moved = []
+    for version in range(2):
+        start = replace(prior, version=version)
+        (result,) = executor.run(start, plan(start, config, study.load_catalogs(config)).requests[:1])
+        assert isinstance(result, AdaptResult)
+        uniform = 1 / len(config.space.ops)
+        moved.append(max(float(abs(matrix - uniform).max()) for matrix in result.probabilities.values()) > 1e-6)
+    assert moved == [False, True]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_task_that_diverges_is_rejected_and_its_round_goes_on(
+    config: StudyConfig, executor: LocalExecutor, tmp_path: Path
+) -> None:
+    class Spoiling:
+        """The second task of a round learns at a rate that no loss survives."""
+
+        max_workers = TASKS
+
+        def run(self, prior: Prior, requests: Sequence[AdaptRequest]) -> Iterator[Result]:
+            few_shot = config.few_shot.model_copy(update={"theta_lr": 1e30})
+            yield from executor.run(prior, [*requests[:1], replace(requests[1], few_shot=few_shot), *requests[2:]])
+
+    rejected: list[Rejection | None] = []
+    store = PriorStore(tmp_path)
+    once = config.model_copy(update={"rounds": 1})
+    last = study.run(
+        study.begin(store, once),
+        once,
+        Spoiling(),
+        store,
+        [],
+        time.monotonic,
+        on_result=lambda result, rejection: rejected.append(rejection),
+    )
+    assert [rejection.reason for rejection in rejected if rejection] == [RejectionReason.NOT_FINITE]
+    assert all(np.isfinite(vector).all() for vector in last.vectors.values())
+
+
+def test_a_trial_of_a_sweep_is_measured_on_query_images_of_fresh_episodes(
+    config: StudyConfig, undisturbed: list[str], tmp_path: Path
+) -> None:
+    sweep = {"space": {"few_shot.adam.lr": {"choice": [0.001, 0.1]}}, "tasks": 2, "report_every": ROUNDS}
+    plan_of_it = SweepPlan(config=validate_sweep(sweep), study=config)
+    measured = open_trial(plan_of_it, {"few_shot.adam.lr": 0.001}, tmp_path, torch.device("cpu")).advance()
+    assert measured["rounds"] == ROUNDS
+    assert measured["accuracy"] == sum(measured["accuracies"]) / 2
+    assert PriorStore(tmp_path).load().digest() == undisturbed[-1], "the rate that it has anyway"
 
 
 def test_a_plan_is_a_pure_function(config: StudyConfig) -> None:

@@ -7,8 +7,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from common.config import DatasetRef
-from common.derivation import Limits
 from common.errors import ConflictError
+from common.limits import Limits
 from common.tasks import DatasetFile, TaskChoice
 from coordinator import jobs
 from coordinator.jobs import (

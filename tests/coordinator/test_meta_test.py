@@ -59,7 +59,9 @@ def planned(prior: Prior, config: StudyConfig, arrays: ClassArrays, **options: A
 
 def outcome(episode: int, plan: MetaTestPlan, accuracy: float = 0.5) -> EpisodeOutcome:
     count = len(plan.eval_steps)
-    return EpisodeOutcome(episode=episode, accuracy=(accuracy,) * count, loss_nats=(1.0,) * count, adapt_s=0.1)
+    return EpisodeOutcome(
+        episode=episode, accuracy=(accuracy,) * count, loss_nats=(1.0,) * count, adapt_s=0.1, path="native"
+    )
 
 
 def test_episodes_are_of_unseen_classes_and_a_function_of_the_plan(
@@ -191,5 +193,6 @@ def test_mean_and_interval_are_those_of_students_t(plan: MetaTestPlan) -> None:
     assert result.last.low == pytest.approx(0.5 - half_width, abs=1e-4)
     assert result.last.high == pytest.approx(0.5 + half_width, abs=1e-4)
     assert result.chance == pytest.approx(1 / 3)
+    assert result.paths == {"native": 3}
     assert list(result.accuracy) == [str(step) for step in plan.eval_steps]
     assert summarise(plan, [outcome(0, plan)], {}).last.low is None

@@ -66,7 +66,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> LocalSession:
     return local
 
 
-def tested(metasearch: Run, *arguments: str) -> dict[str, Any]:
+def result_of(metasearch: Run, *arguments: str) -> dict[str, Any]:
     code, out, err = metasearch("test", *arguments, "--json")
     assert code == 0, err
     found: dict[str, Any] = json.loads(out)
@@ -81,24 +81,25 @@ def test_an_interrupted_test_goes_on_to_the_result_of_an_undisturbed_one(
     code, _, err = metasearch("test", str(run), "--episodes", "5")
     assert code == 130 and "goes on" in err
     session.most = 10**6
-    resumed = tested(metasearch, str(run), "--episodes", "5")
-    undisturbed = tested(metasearch, str(run), "--episodes", "5", "--out", str(tmp_path / "other"))
+    resumed = result_of(metasearch, str(run), "--episodes", "5")
+    undisturbed = result_of(metasearch, str(run), "--episodes", "5", "--out", str(tmp_path / "other"))
     assert session.learnt == [2, 3, 5]
     assert resumed["accuracy"] == undisturbed["accuracy"] and resumed["loss_nats"] == undisturbed["loss_nats"]
     # More episodes are added to those that are there; fewer need nothing.
-    assert tested(metasearch, str(run), "--episodes", "6")["num_episodes"] == 6
-    assert tested(metasearch, str(run), "--episodes", "5")["accuracy"] == undisturbed["accuracy"]
+    assert result_of(metasearch, str(run), "--episodes", "6")["num_episodes"] == 6
+    assert result_of(metasearch, str(run), "--episodes", "5")["accuracy"] == undisturbed["accuracy"]
     assert session.learnt == [2, 3, 5, 1]
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_result_says_what_it_is_of_and_the_report_shows_it(metasearch: Run, run: Path, session: LocalSession) -> None:
-    transductive = tested(metasearch, str(run), "--episodes", "3")
-    inductive = tested(metasearch, str(run), "--episodes", "3", "--evaluation", "inductive", "--split", "validation")
+    transductive = result_of(metasearch, str(run), "--episodes", "3")
+    inductive = result_of(metasearch, str(run), "--episodes", "3", "--evaluation", "inductive", "--split", "validation")
     assert transductive["evaluation"] == "transductive" and inductive["evaluation"] == "inductive"
     assert len(transductive["plan"]["split_sha256"]) == 64
     assert transductive["plan"]["num_classes"] == {"meta_train": 4, "validation": 3, "unseen": 3}
     assert list(transductive["accuracy"]) == ["0", "1", "2", "3"]
+    assert sum(transductive["paths"].values()) == 3
     folders = sorted(path.name for path in (run / FOLDER).iterdir())
     assert [name.split("-")[0] for name in folders] == ["unseen", "validation"]
     report = collect(run)
@@ -118,16 +119,16 @@ def test_workers_give_the_same_episodes_and_keep_those_that_ended(
     import ray
     from rich.console import Console
 
-    expected = tested(metasearch, str(run), "--episodes", "4", "--out", str(run / "expected"))
-    handle = driver.start_coordinator("test-meta-test", ClusterConfig(num_workers=2, gpus_per_worker=0))
+    expected = result_of(metasearch, str(run), "--episodes", "4", "--out", str(run / "expected"))
+    handle = driver.start_coordinator("test-meta-test", ClusterConfig(num_workers=1, gpus_per_worker=0))
 
     @contextmanager
     def opened(*arguments: Any) -> Iterator[driver.Session]:
-        yield driver.Session(None, handle, Console(quiet=True), 2)  # type: ignore[arg-type]
+        yield driver.Session(None, handle, Console(quiet=True), 1)  # type: ignore[arg-type]
 
     monkeypatch.setattr(driver, "open_session", opened)
     try:
-        found = tested(metasearch, str(run), "--episodes", "4")
+        found = result_of(metasearch, str(run), "--episodes", "4")
     finally:
         ray.kill(handle)
     assert found["accuracy"] == expected["accuracy"] and found["loss_nats"] == expected["loss_nats"]

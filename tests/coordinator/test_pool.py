@@ -1,5 +1,6 @@
 """The pool on a real Ray cluster with real worker processes, some of which are killed or stopped."""
 
+import hashlib
 import logging
 import os
 import signal
@@ -8,23 +9,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
 from common.artifacts import PriorStore
 from common.config import ClusterConfig, DatasetRef, StudyConfig
-from common.derivation import Limits
 from common.errors import AdaptationError, ConflictError, InvalidInputError
+from common.few_shot_config import FewShotConfig
+from common.limits import Limits
 from common.loading import load
-from common.messages import AdaptResult, JobRequest, PartialSum, PartialSumRequest
+from common.messages import AdaptResult, FewShotRequest, JobRequest, PartialSum, PartialSumRequest
 from common.meta.prior import Prior, initial_prior
-from common.tasks import TaskChoice
+from common.storage import ArtifactFolder
+from common.tasks import DatasetFile, FewShotTask, TaskChoice
 from coordinator import study
 from coordinator.local import LocalExecutor
 from coordinator.outer import OuterStep
 from coordinator.pool import MAX_IN_FLIGHT, Outcome, RayPool
 from coordinator.rounds import Result, plan
 from workers.actor import WorkerStatus
+from workers.data.handful import Handful
 from workers.device import choose_device
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -166,15 +171,25 @@ def test_a_worker_that_cannot_start_is_tried_again_after_growing_pauses(
     worker_class = type("ReluctantHere", (Reluctant,), {"starts": tmp_path / "starts"})
     settings = ClusterConfig.model_validate({})
     name = f"test-reluctant-{os.getpid()}"
-    pool = RayPool(name, 1, 0.0, settings, time.monotonic, logging.getLogger("test"), worker_class=worker_class)
+    ahead_s = 0.0
+
+    def pause(seconds: float) -> None:
+        nonlocal ahead_s
+        ahead_s += seconds
+
+    def now_s() -> float:
+        return time.monotonic() + ahead_s
+
+    log = logging.getLogger("test")
+    pool = RayPool(name, 1, 0.0, settings, now_s, log, worker_class=worker_class, pause=pause)
     try:
         prior = initial_prior(config)
         requests = plan(prior, config, study.load_catalogs(config)).requests
         assert list(pool.run(prior, requests[:1])) == ["adapted"]
     finally:
         pool.close()
-    first, second, third = (float(line) for line in (tmp_path / "starts").read_text().splitlines())
-    assert second - first >= 1 and third - second >= 2
+    assert len((tmp_path / "starts").read_text().splitlines()) == 3
+    assert 0 < ahead_s <= 3, "it waits by the clock that it was given"
     assert "next try in 1 s" in caplog.text and "next try in 2 s" in caplog.text
 
 
@@ -432,3 +447,66 @@ def test_a_pool_grows_and_shrinks_with_the_cluster(
     pool.resize(1)
     assert [status.pid for status in pool.status(PATIENCE_S)] == [pid]
     assert pool.num_replaced == 0
+
+
+# Quick calls, which few-shot jobs make
+
+
+def handful(config: StudyConfig, key: str, folder: Path, steps: int) -> FewShotRequest:
+    """A few-shot job on noise of two classes."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 1), np.uint8)
+    data = Handful(noise[:2], noise[2:]).to_bytes()
+    ArtifactFolder(folder).write("images.npz", data)
+    few_shot = FewShotConfig(test_steps=steps, theta_lr=1e-6)
+    return FewShotRequest(
+        job_id=key,
+        attempt=1,
+        task=FewShotTask(
+            classes=("a", "b"),
+            labels=(0, 1),
+            support_names=("x", "y"),
+            query_names=("p", "q", "r", "s"),
+            image_size=16,
+        ),
+        file=DatasetFile(url=f"file://{folder}/images.npz", sha256=hashlib.sha256(data).hexdigest(), suffix=".npz"),
+        config=config.model_copy(update={"few_shot": few_shot}),
+        version=0,
+        seed=0,
+        result_url=str(folder / key),
+    )
+
+
+@pytest.fixture(scope="module")
+def few_shot_prior(config: StudyConfig) -> Prior:
+    return initial_prior(config.model_copy(update={"few_shot": FewShotConfig()}))
+
+
+def test_quick_calls_go_between_the_steps_of_long_ones_and_share_their_fate(
+    config: StudyConfig, prior: Prior, few_shot_prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1)
+    for key in ("endless", "behind it"):
+        pool.submit(key, job(config, key, tmp_path, ENDLESS), prior)
+    pid = wait_until_at_work(pool, "endless").pid
+    for number in range(3):
+        pool.submit(f"quick {number}", handful(config, f"quick {number}", tmp_path, steps=1), few_shot_prior)
+    assert (pool.num_pending, pool.num_quick) == (2, 3), "they take no room of the others"
+    found = collect(pool, 3)
+    answers = {key: outcome.result.summary["predictions"] for key, outcome in found.items()}
+    assert sorted(answers) == ["quick 0", "quick 1", "quick 2"] and answers["quick 0"] == answers["quick 2"]
+    after = wait_until_at_work(pool, "endless")
+    assert after.pid == pid and pool.num_quick == 0, "the long call went on"
+
+    pool.submit("given up", handful(config, "given up", tmp_path, steps=1000), few_shot_prior)
+    pool.poll(0.05)
+    pool.abandon("given up")
+    assert pool.num_quick == 0 and wait_until_at_work(pool, "endless").pid == pid, "nor is its worker replaced"
+
+    pool.submit("hopeless", handful(config, "hopeless", tmp_path, steps=1000), few_shot_prior)
+    assert pool.poll(0.05) == []
+    os.kill(pid, signal.SIGKILL)
+    lost = collect(pool, 2)
+    assert {key: outcome.lost for key, outcome in lost.items()} == dict.fromkeys(
+        ("endless", "hopeless"), "the worker died"
+    )
+    assert pool.num_pending == 1 and pool.num_replaced == 1, "what was behind it waits for the new worker"

@@ -135,6 +135,27 @@ def test_a_long_job_shows_what_it_has_found_and_lets_itself_be_cancelled(service
     assert quick.state == pb.JOB_STATE_SUCCEEDED, "the worker is free again"
 
 
+def test_a_handful_of_images_is_answered_while_long_jobs_hold_the_workers(
+    service: Service, trained: pb.Job, tmp_path: Path
+) -> None:
+    client = service.client
+    study = client.create_study("handfuls", preset="few_shot_smoke").name
+    long_jobs = [client.submit(STUDY, "digits", num_ways=3, steps=1_000_000, seed=seed).name for seed in range(4)]
+    until(lambda: any(client.get_job(name).progress.done > 0 for name in long_jobs), "a worker to be at work")
+    support = {name: digit_files(label, range(2)) for name, label in (("three", 3), ("five", 5), ("eight", 8))}
+    queries = digit_files(3, range(5, 8)) + digit_files(8, range(5, 8))
+    job = client.wait(client.few_shot(study, support, queries).name)
+    assert job.state == pb.JOB_STATE_SUCCEEDED, job
+    assert pb.JOB_STATE_SUCCEEDED not in [client.get_job(name).state for name in long_jobs]
+    for name in long_jobs:
+        client.cancel(name)
+    found = job.few_shot_result
+    assert (found.num_queries, found.prior_version, list(found.classes)) == (6, 0, ["eight", "five", "three"])
+    paths = {path.name: path for path in client.download(job.name, tmp_path)}
+    stored = json.loads(paths["predictions.json"].read_text())["predictions"]
+    assert [each["label"] for each in stored] == [each.label for each in found.predictions]
+
+
 def test_sigterm_hands_work_over_and_leaves_nothing_running(service: Service, trained: pb.Job) -> None:
     """The last test of the module: the service is gone after it."""
     job = service.client.submit(STUDY, "digits", num_ways=3, steps=1_000_000)
@@ -162,14 +183,25 @@ def state_in_store(folder: Path, job: pb.Job) -> tuple[str, int]:
     return str(found.state), found.failures
 
 
+def digit_files(label: int, numbers: range) -> list[bytes]:
+    """Some images of a digit, as PNG files."""
+    digits = load_digits()
+    images = digits.images[digits.target == label]
+    return [png(images[number]) for number in numbers]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray((pixels * 15).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
 def write_digits(path: Path, classes: tuple[int, ...]) -> Path:
     digits = load_digits()
     with zipfile.ZipFile(path, "w") as archive:
         for label in classes:
             for number, image in enumerate(digits.images[digits.target == label][:20]):
-                file = io.BytesIO()
-                Image.fromarray((image * 15).astype(np.uint8)).save(file, "PNG")
-                archive.writestr(f"class {label}/{number}.png", file.getvalue())
+                archive.writestr(f"class {label}/{number}.png", png(image))
     return path
 
 

@@ -108,6 +108,13 @@ def test_calls_in_a_row_end_in_the_network_of_one_call(
     assert sha256_of(result, "weights.safetensors") == sha256_of(undisturbed, "weights.safetensors")
 
 
+def test_a_call_that_has_no_time_makes_a_step_all_the_same(tmp_path: Path, undisturbed: EvaluateResult) -> None:
+    result, calls = finished(lambda number: request(tmp_path / "attempt-1-1", slice_s=0.0))
+    assert result.summary is not None
+    assert calls == json.loads((tmp_path / "attempt-1-1" / "result.json").read_text())["steps"]
+    assert sha256_of(result, "weights.safetensors") == sha256_of(undisturbed, "weights.safetensors")
+
+
 def test_another_attempt_goes_on_from_the_newest_checkpoint(tmp_path: Path, undisturbed: EvaluateResult) -> None:
     result, attempts = finished(lambda number: request(tmp_path / f"attempt-1-{number}", attempt=number, slice_s=4.0))
     assert attempts > 2

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from common.config import DatasetRef, SpaceConfig
 from common.cost import network_cost
-from common.derivation import Limits, genotype_probability, smallest_cost, top_genotypes
+from common.derivation import genotype_probability, smallest_cost, top_genotypes
 from common.errors import (
     AdaptationError,
     ConflictError,
@@ -29,6 +29,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.latency import network_ms
+from common.limits import Limits
 from common.loading import load
 from common.messages import AdaptRequest, ArtifactInfo, Interim, JobRequest, JobResult
 from common.meta.inherit import inherited_network

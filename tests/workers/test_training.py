@@ -22,7 +22,8 @@ from common.streams import derived_seed
 from workers.augment import Standardisation, draw_changes, evaluation_images, training_images
 from workers.checkpoint import CHECKPOINT
 from workers.data.whole import WholeSource, channel_statistics, load_whole
-from workers.training import Score, TrainOutcome, train, wilson_interval
+from workers.score import Score, wilson_interval
+from workers.training import TrainOutcome, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from reference.priors import smoke_config
 
 from common.config import (
     InnerConfig,
@@ -180,3 +181,40 @@ def test_alpha_is_shaped_kind_by_edge_by_op_in_double_precision():
         assert alpha[1, 2].tolist() == [21, 22, 23]
         alpha.zero_()
     assert flat[-1] == 29
+
+
+# Few-shot studies
+
+
+@pytest.mark.parametrize(
+    ("network", "learnt"),
+    [
+        ("supernet", {"body", "head/16", "classifier", "alpha"}),
+        ("four_convolutions", {"body", "classifier"}),
+    ],
+)
+def test_a_few_shot_prior_has_a_classifier_and_moments_of_zero_for_all_that_learns(network, learnt):
+    prior = initial_prior(smoke_config(f'few_shot={{network="{network}"}}'))
+    assert set(prior.learnt_names) == learnt
+    assert set(prior.weight_names) == learnt - {"alpha"}
+    assert prior.has_architecture == ("alpha" in learnt)
+    moments = {f"adam/{moment}/{name}": name for moment in ("first", "second") for name in learnt}
+    assert set(prior.vectors) == learnt | set(moments)
+    for moment, name in moments.items():
+        assert prior.vectors[moment].shape == prior.vectors[name].shape
+        assert not prior.vectors[moment].any()
+    assert image_sizes(prior) == ((16,) if "head/16" in learnt else ())
+
+
+def test_a_study_of_plain_outer_steps_has_no_moments():
+    prior = initial_prior(smoke_config("few_shot={sgd={lr=1.0}}"))
+    assert set(prior.vectors) == {"body", "head/16", "classifier", "alpha"}
+
+
+def test_priors_are_crossed_with_the_moments_of_what_is_crossed():
+    prior = initial_prior(smoke_config("few_shot={}"))
+    donor = replace(prior, vectors={name: vector + 1 for name, vector in prior.vectors.items()})
+    of_donor = {name for name, each in with_theta_of(prior, donor).vectors.items() if each is donor.vectors[name]}
+    assert of_donor == {name for name in prior.vectors if not name.endswith("alpha")}
+    of_donor = {name for name, each in with_alpha_of(prior, donor).vectors.items() if each is donor.vectors[name]}
+    assert of_donor == {"alpha", "adam/first/alpha", "adam/second/alpha"}

@@ -11,10 +11,10 @@ import pytest
 from common.config import StudyConfig
 from common.cost import Cost
 from common.space.released import DARTS_V2
-from coordinator.html_report.collect import Accuracy, Curve, Found, Posterior, Report
 from coordinator.html_report.page import duration, page, size
 from coordinator.html_report.pca import principal_components
 from coordinator.html_report.provenance import StoredFile
+from coordinator.html_report.report import Accuracy, Curve, Found, Posterior, Report
 
 NASTY = "<script>alert(1)</script>"
 CONFIG = StudyConfig()

@@ -17,8 +17,8 @@ from reference.priors import smoke_config
 from reference.processes import Run, command_line
 
 from common.artifacts import PriorStore
-from common.derivation import Limits
 from common.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from common.limits import Limits
 from common.space.genotype import Genotype
 from common.telemetry import logger_for
 from coordinator import study

@@ -32,6 +32,9 @@ def test_all_networks_are_trained_on_the_same_episodes_and_as_many(table):
         assert study.families == table.search.families and study.rounds == table.rounds
         assert study.seed == table.search.seed
         assert study.few_shot.steps == table.search.few_shot.steps
+        if row.baseline != "reptile":
+            same = {"network": "four_convolutions", "genotype": None}
+            assert study.few_shot.model_copy(update=same) == table.baselines["maml"].few_shot
         assert study.few_shot.test_steps == table.search.few_shot.test_steps
         assert study.few_shot.evaluation == "transductive"
         assert study.few_shot.network == ("genotype" if row.baseline is None else "four_convolutions")

@@ -159,6 +159,34 @@ def test_classes_with_too_few_images_are_not_drawn() -> None:
     assert drawn == {"class-0", "class-2", "class-3", "class-4"}
 
 
+def test_classes_without_all_support_and_query_images_are_not_drawn_where_a_task_needs_them() -> None:
+    arrays = source([7, 6, 7, 6, 9])
+    five = family(train_per_class=5)
+    drawn = {name for index in range(50) for name in sample_task(arrays, five, "all", str(index), 0, 5).classes}
+    assert drawn == {"class-0", "class-2", "class-4"}
+    episode = episode_of(arrays, sample_task(arrays, five, "all", "t", 0, 5))
+    assert np.bincount(episode.train_labels).tolist() == [5, 5, 5]
+    with pytest.raises(InvalidInputError, match="3 of them with 7 images or more, of which test_per_class is 2"):
+        sample_task(arrays, family(num_ways=4, train_per_class=5), "all", "t", 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "field"),
+    [
+        (REF, "unseen", "data.unseen_fraction"),
+        (REF, "validation", "data.validation_fraction"),
+        (DatasetRef(source="mini_imagenet"), "unseen", "data.class_split"),
+    ],
+)
+def test_split_without_enough_classes_names_the_field_that_chooses_them(
+    data: DatasetRef, split: str, field: str
+) -> None:
+    image = np.zeros((9, 1, 1, 3), np.uint8)
+    arrays = in_memory([ClassImages(name, name, image, "meta_train") for name in "abc"], "toy")
+    with pytest.raises(InvalidInputError, match=f"or change {field}$"):
+        sample_task(arrays, family(data=data), split, "t", 0)  # type: ignore[arg-type]
+
+
 def test_too_few_classes_say_what_to_change() -> None:
     with pytest.raises(InvalidInputError, match=r"3 classes in split 'all', 2 of them.*num_ways is 3: lower num_ways"):
         sample_task(source([9, 2, 9]), family(), "all", "t", 0)
