@@ -35,6 +35,7 @@ from common.space.topology import NUM_CELL_INPUTS
 
 _SEP_KERNELS = {SEP_CONV_3: 3, SEP_CONV_5: 5, SEP_CONV_7: 7}
 _DIL_KERNELS = {DIL_CONV_3: 3, DIL_CONV_5: 5}
+_NUM_BLOCKS = 4  # of four convolutions, each with a pool of stride 2
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,16 @@ def cost_model(space: SpaceConfig, network: NetworkConfig, image_size: int, num_
     num_features = before[1]
     constant += Cost((num_features + 1) * num_classes, num_features * num_classes)
     return CostModel(constant, ops)
+
+
+def four_convolutions_cost(image_channels: int, filters: int, image_size: int, num_classes: int) -> Cost:
+    """The same of `common.nn.four_convolutions`, with its classifier; biases, scales and shifts count as parameters."""
+    total, channels, size = Cost(0, 0), image_channels, image_size
+    for _ in range(_NUM_BLOCKS):
+        total += _conv(9 * channels * filters, size * size) + Cost(3 * filters, 0)
+        channels, size = filters, size // 2
+    num_features = filters * size * size
+    return total + Cost((num_features + 1) * num_classes, num_features * num_classes)
 
 
 def check_fits(genotype: Genotype, space: SpaceConfig) -> None:

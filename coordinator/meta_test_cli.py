@@ -1,5 +1,6 @@
 """The command that tests a few-shot run's prior on episodes of classes that it has not seen."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -9,9 +10,9 @@ from rich.table import Table
 
 from common.errors import INTERRUPTED_EXIT_CODE, InvalidInputError
 from common.few_shot_config import BatchStatistics
-from common.storage import ArtifactFolder
 
 if TYPE_CHECKING:
+    from common.messages import AdaptRequest
     from coordinator.meta_test import MetaTestResult
 
 # Torch, Ray and matplotlib wait until the command runs.
@@ -70,20 +71,10 @@ def test(
     from common.artifacts import PriorStore
     from common.meta.prior import initial_prior
     from coordinator.driver import open_session
-    from coordinator.meta_test import (
-        FOLDER,
-        RESULT,
-        MetaTestOptions,
-        begin,
-        episode_request,
-        family_of,
-        plan_meta_test,
-        read_episodes,
-        summarise,
-    )
+    from coordinator.meta_test import FOLDER, MetaTestOptions, family_of, plan_meta_test
+    from coordinator.meta_test_run import run_meta_test
     from coordinator.task_options import reference_of
     from workers.data.sources import load_arrays
-    from workers.environment import environment
 
     if split not in (None, *_SPLITS):
         raise InvalidInputError(f"--split must be one of {', '.join(_SPLITS)}, got {split!r}")
@@ -112,24 +103,18 @@ def test(
         arrays = load_arrays(family.data, family.image_size)
     plan = plan_meta_test(prior, config, options, arrays, family)
     path = out or run / FOLDER / plan.name
-    folder = ArtifactFolder(path)
-    begin(folder, plan)
-    found = read_episodes(folder, plan)
-    left = [number for number in range(episodes) if number not in found]
     _messages.print(plan.title, soft_wrap=True)
-    if left:
-        if len(left) < episodes:
-            _messages.print(f"{episodes - len(left)} of {episodes} episodes are there already.")
-        requests = [episode_request(plan, prior, config, arrays, number) for number in left]
+
+    def learn(requests: "Sequence[AdaptRequest]", done: int) -> bool:
+        if done:
+            _messages.print(f"{done} of {episodes} episodes are there already.")
         with open_session(f"test-{run.name}", config.cluster, address, _messages) as session:
-            ended = session.meta_test(path, prior, requests, episodes - len(left))
-        if not ended:
-            _messages.print("Stopped; the same command goes on with the episodes that ended.")
-            raise typer.Exit(INTERRUPTED_EXIT_CODE)
-        found = read_episodes(folder, plan)
-    result = summarise(plan, [found[number] for number in range(episodes)], environment())
-    content = result.model_dump_json(indent=2)
-    folder.write(RESULT, content.encode())
+            return session.meta_test(path, prior, requests, done)
+
+    result = run_meta_test(path, plan, prior, config, arrays, episodes, learn)
+    if result is None:
+        _messages.print("Stopped; the same command goes on with the episodes that ended.")
+        raise typer.Exit(INTERRUPTED_EXIT_CODE)
     if as_json:
         print(result.model_dump_json())
     _messages.print(_table(result))

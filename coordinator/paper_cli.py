@@ -16,6 +16,7 @@ from common.errors import InvalidInputError
 if TYPE_CHECKING:
     from coordinator.paper.anchors import TableName
     from coordinator.paper.experiments import PaperConfig, Target
+    from coordinator.paper.few_shot_outcome import FewShotOutcome
     from coordinator.paper.outcome import Outcome
 
 # Torch, Ray and matplotlib wait until the command runs.
@@ -34,7 +35,8 @@ def paper(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="cifar10, svhn, imagenet, figure2, figure3, figure4, cells, or all; see above."
+            metavar="TARGET",
+            help="cifar10, svhn, imagenet, figure2, figure3, figure4, cells, all, or table4; see above.",
         ),
     ],
     scale: Annotated[
@@ -48,6 +50,9 @@ def paper(
     downloads: Annotated[
         Path | None,
         typer.Option(help="With full: folder whose subfolders cifar10 and svhn hold or receive them."),
+    ] = None,
+    mini_imagenet: Annotated[
+        Path | None, typer.Option(help="With full, table4: folder with Mini-ImageNet's files, see README.md.")
     ] = None,
     address: Annotated[
         str | None,
@@ -68,19 +73,23 @@ def paper(
     - `figure3`: principal components of adapted weights and architecture posteriors, with silhouettes.
     - `figure4`: accuracy while adapting to CIFAR10, with the architecture frozen, and from scratch.
     - `cells`: drawings of the cells found and of the published ones.
-    - `all`: everything.
+    - `all`: all of these.
+    - `table4`: few-shot learning, 5-way 5-shot. BASE searches by Gumbel-softmax and by softmax; the networks found,
+      that of DARTS, and four convolutions are meta-trained alike and tested. By itself: not part of `all`.
 
-    All of them share one meta-training: 130 epochs of 24 tasks over three image sizes at full scale. What is in the
-    run's folder is not computed again, so the same command goes on after Ctrl-C, and another target adds to the page.
-    Table 4 (few-shot learning) is not offered yet.
+    All but `table4` share one meta-training: 130 epochs of 24 tasks over three image sizes at full scale. What is in
+    the run's folder is not computed again, so the same command goes on after Ctrl-C, and another target adds to the
+    page.
 
     At smoke scale other images stand in for the paper's, and networks are small: its errors are not to be compared
     with the paper's. Full scale says what it costs, and starts with --yes alone.
 
-    Examples: `metasearch paper all`, `metasearch paper cifar10 --scale full --imagenet prepared/ --yes`.
+    Examples: `metasearch paper all`, `metasearch paper table4`, `metasearch paper cifar10 --scale full --imagenet
+    prepared/ --yes`.
     """
-    from coordinator.paper.experiments import full_config, smoke_config, tables_of, target_named
+    from coordinator.paper.experiments import needs_prior, tables_of, target_named
     from coordinator.paper.images import check_data, has_fashion_mnist
+    from coordinator.paper.scales import full_config, smoke_config
 
     chosen = target_named(target)
     if scale not in SCALES:
@@ -90,10 +99,12 @@ def paper(
         config = full_config(
             None if imagenet is None else str(imagenet.resolve()),
             None if downloads is None else str(downloads.resolve()),
+            None if mini_imagenet is None else str(mini_imagenet.resolve()),
         )
         _show_costs(config, chosen, yes)
     else:
-        for name, value in (("--imagenet", imagenet), ("--downloads", downloads)):
+        given = {"--imagenet": imagenet, "--downloads": downloads, "--mini-imagenet": mini_imagenet}
+        for name, value in given.items():
             if value is not None:
                 raise InvalidInputError(f"{name} goes with --scale full, got --scale {scale}; leave it out")
         config = smoke_config(has_fashion_mnist())
@@ -108,7 +119,10 @@ def paper(
     page = publish(outcome, folder)
     if as_json:
         print(json.dumps(plain(outcome)))
-    _show_tables(outcome, tables_of(chosen))
+    if needs_prior(chosen):
+        _show_tables(outcome, tables_of(chosen))
+    else:
+        _show_few_shot(outcome.few_shot)
     _messages.print(f"The report is in {escape(str(page))}; figures are beside it.", soft_wrap=True)
 
 
@@ -136,6 +150,7 @@ def _show_costs(config: "PaperConfig", target: "Target", yes: bool) -> None:
         InvalidInputError: without --yes.
     """
     from coordinator.paper.cost import GPU, costs, operations_per_s
+    from coordinator.paper.experiments import needs_prior
 
     items = costs(config, target)
     table = Table("step", "GPU-hours", "GPU-days", show_edge=False)
@@ -148,10 +163,15 @@ def _show_costs(config: "PaperConfig", target: "Target", yes: bool) -> None:
     table.add_row("all", f"{hours:,.1f}", f"{days:,.2f}")
     _messages.print(table)
     rate = operations_per_s(config.study) / 1e12
+    counted = (
+        "The meta-training's are the paper's; all else is counted"
+        if needs_prior(target)
+        else "The paper gives no time of its few-shot experiments; all is counted"
+    )
     _messages.print(
-        f"Hours of a {GPU}, the paper's GPU. The meta-training's are the paper's; all else is counted in "
-        f"multiply-accumulates, at the {rate:.2f} TFLOP/s at which the meta-training takes as long. Full networks have "
-        "fewer and larger ops than a search network and probably take less. Steps that are done already count too.",
+        f"Hours of a {GPU}, the paper's GPU. {counted} in multiply-accumulates, at the {rate:.2f} TFLOP/s at which the "
+        "paper's meta-training takes its 8 days. Full networks have fewer and larger ops than a search network and "
+        "probably take less. Steps that are done already count too.",
         soft_wrap=True,
     )
     if not yes:
@@ -163,19 +183,26 @@ def _show_tables(outcome: "Outcome", names: "Sequence[TableName]") -> None:
     from coordinator.paper.tables import SHORT_HEADER, notes, short_rows
 
     for found in (table for table in outcome.tables if table.name in names):
-        table = Table(
-            *SHORT_HEADER,
-            title=found.title,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        table.columns[0].overflow, table.columns[0].min_width = "fold", 16
-        for column in table.columns[1:]:
-            column.justify, column.no_wrap = "right", True
-        for row in short_rows(found, outcome.meta):
-            table.add_row(*(escape(text) for text in row))
-        _messages.print(table)
-        for note in notes(outcome, found):
-            _messages.print(escape(note), soft_wrap=True)
+        _show_table(found.title, SHORT_HEADER, short_rows(found, outcome.meta), notes(outcome, found))
+
+
+def _show_few_shot(found: "FewShotOutcome") -> None:
+    """Table 4."""
+    from coordinator.paper.anchors import FEW_SHOT_TITLE
+    from coordinator.paper.few_shot_tables import SHORT_HEADER, notes, short_rows
+
+    _show_table(FEW_SHOT_TITLE, SHORT_HEADER, short_rows(found), notes(found))
+
+
+def _show_table(title: str, header: "Sequence[str]", rows: "Sequence[Sequence[str]]", notes: "Sequence[str]") -> None:
+    table = Table(
+        *header, title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.columns[0].overflow, table.columns[0].min_width = "fold", 16
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for row in rows:
+        table.add_row(*(escape(text) for text in row))
+    _messages.print(table)
+    for note in notes:
+        _messages.print(escape(note), soft_wrap=True)

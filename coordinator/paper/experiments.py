@@ -1,8 +1,4 @@
-"""What the paper's experiments are, as values: the study, the data sets, what each target needs. Pure; no torch.
-
-At full scale they are the paper's, as far as its text has them; at smoke scale everything is there, but small, and
-images that come with the package take the place of those that do not.
-"""
+"""What the paper's experiments are, as values: the study, the data sets, what each target needs. Pure; no torch."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -12,8 +8,7 @@ from pydantic import Field
 
 from common.config import DatasetRef, Frozen, InnerConfig, PositiveFloat, Split, StudyConfig, TaskFamily
 from common.errors import InvalidInputError
-from common.evaluate_config import EvaluateConfig, load_evaluate_config
-from common.loading import load
+from common.evaluate_config import EvaluateConfig
 from coordinator.paper.anchors import (
     CIFAR10_ROW,
     DARTS_FIRST_ROW,
@@ -26,12 +21,13 @@ from coordinator.paper.anchors import (
     SVHN_ROW,
     TableName,
 )
+from coordinator.paper.few_shot import FewShotTable
 
 Scale = Literal["smoke", "full"]
 GroupName = Literal[
     "imagenet32", "imagenet64", "imagenet224", "cifar10", "cifar10_tuned", "svhn_tuned", "imagenet_tuned"
 ]
-Target = Literal["cifar10", "svhn", "imagenet", "figure2", "figure3", "figure4", "cells", "all"]
+Target = Literal["cifar10", "svhn", "imagenet", "figure2", "figure3", "figure4", "cells", "all", "table4"]
 
 TARGETS: Mapping[Target, str] = MappingProxyType(
     {
@@ -42,12 +38,11 @@ TARGETS: Mapping[Target, str] = MappingProxyType(
         "figure3": "Figure 3: principal components of adapted weights and architectures, with silhouettes",
         "figure4": "Figure 4: accuracy while adapting to CIFAR10; with the architecture frozen; from scratch",
         "cells": "Drawings of the cells found, and of the published ones",
-        "all": "everything",
+        "all": "all of these",
+        "table4": "Table 4: few-shot learning by BASE (Gumbel, softmax), MAML and Reptile; by itself, not part of all",
     }
 )
 """What can be asked for, and what it is."""
-
-NOT_OFFERED = "Table 4 (few-shot learning on Mini-ImageNet) is not offered yet"
 
 TABLES: tuple[TableName, ...] = ("cifar10", "svhn", "imagenet")
 FIGURE3_GROUPS: Mapping[GroupName, str] = MappingProxyType(
@@ -166,6 +161,7 @@ class PaperConfig(Frozen):
     cifar10: ImageSet
     svhn: ImageSet
     imagenet: ImageSet
+    few_shot: FewShotTable
     task_seed: int = 7
     """Draws the tasks that are adapted to."""
 
@@ -274,6 +270,11 @@ def needs_figure4(target: Target) -> bool:
     return target in ("figure4", "all")
 
 
+def needs_prior(target: Target) -> bool:
+    """Whether a target needs the meta-training over three image sizes, with which all but table 4 begins."""
+    return target != "table4"
+
+
 def target_named(name: str) -> Target:
     """The target that goes by a name.
 
@@ -283,113 +284,13 @@ def target_named(name: str) -> Target:
     for target in TARGETS:
         if target == name:
             return target
-    raise InvalidInputError(f"TARGET must be one of {', '.join(TARGETS)}, got {name!r}; {NOT_OFFERED}")
-
-
-def smoke_config(has_fashion_mnist: bool) -> PaperConfig:
-    """Everything in minutes on two cores, from images on this machine.
-
-    Args:
-        has_fashion_mnist: whether the real Fashion-MNIST is here to take CIFAR10's place; else digits do.
-    """
-    clothes = DatasetRef(source="fashion-mnist" if has_fashion_mnist else "digits")
-    cifar10 = "Fashion-MNIST (gray, 10 classes)" if has_fashion_mnist else "scikit-learn's digits (gray, 10 classes)"
-    small = ["channels=8", "num_cells=5", "image_size=16", "batch_size=32", "auxiliary_weight=0.4", "cutout=4"]
-    study = load("paper_smoke", environment={})
-    size = study.families[0].image_size
-    return PaperConfig(
-        scale="smoke",
-        study=study,
-        figure4=FourthFigure(repeats=4, train_per_class=60, test_per_class=50, scratch_lr=0.1),
-        cifar10=ImageSet(
-            name="CIFAR10",
-            data=clothes,
-            stand_in=f"{cifar10} at {size} pixels",
-            search_size=size,
-            tuning=Tuning(steps=60, train_per_class=100),
-            recipe=load_evaluate_config("smoke", [*small, "epochs=6", "train_per_class=200", "test_per_class=100"]),
-        ),
-        svhn=ImageSet(
-            name="SVHN",
-            data=DatasetRef(source="digits"),
-            stand_in=f"scikit-learn's digits (gray, 10 classes) at {size} pixels",
-            search_size=size,
-            tuning=Tuning(steps=60, train_per_class=100),
-            recipe=load_evaluate_config("smoke", [*small, "epochs=6", "train_per_class=120", "test_per_class=36"]),
-        ),
-        imagenet=ImageSet(
-            name="ImageNet",
-            data=study.families[2].data,
-            stand_in=f"50 characters of scripts unseen in meta-training, at {study.families[2].image_size} pixels",
-            num_unseen_classes=50,
-            search_size=study.families[2].image_size,
-            tuning=Tuning(num_tasks=8, steps=study.adapt.steps, train_per_class=20, test_per_class=10),
-            recipe=load_evaluate_config(
-                "smoke",
-                [
-                    *small,
-                    "motif=imagenet",
-                    f"image_size={study.families[2].image_size}",
-                    "epochs=12",
-                    "auxiliary_weight=0.0",
-                    "train_per_class=40",
-                    "test_per_class=20",
-                ],
-            ),
-        ),
-    )
-
-
-def full_config(imagenet: str | None, downloads: str | None) -> PaperConfig:
-    """The paper's experiments.
-
-    What the paper leaves out is a reconstruction: see the preset `paper`, and the recipes of `common.evaluate_config`.
-
-    Args:
-        imagenet: folder made by `metasearch data prepare --sizes 32,64,224,256` of ImageNet's training images.
-        downloads: folder that holds or receives CIFAR10 and SVHN, each in one of its own; a cache where not given.
-    """
-    study = load("paper", environment={})
-    reference = DatasetRef(source="imagenet", root=imagenet, unseen_fraction=0.0)
-    families = tuple(family.model_copy(update={"data": reference}) for family in study.families)
-    study = study.model_copy(update={"families": families})
-    # Six epochs of CIFAR10, as in figure 4; SVHN as many steps (reconstruction).
-    steps = 6 * 50_000 // study.adapt.batch_size
-    return PaperConfig(
-        scale="full",
-        study=study,
-        figure4=FourthFigure(repeats=3, train_per_class=5000, test_per_class=1000),
-        cifar10=ImageSet(
-            name="CIFAR10",
-            data=DatasetRef(source="cifar10", root=_folder(downloads, "cifar10")),
-            search_size=32,
-            tuning=Tuning(steps=steps, train_per_class=5000),
-            recipe=load_evaluate_config("cifar10"),
-            num_train=50_000,
-        ),
-        svhn=ImageSet(
-            name="SVHN",
-            data=DatasetRef(source="svhn", root=_folder(downloads, "svhn")),
-            search_size=32,
-            tuning=Tuning(steps=steps, train_per_class=14_000),
-            recipe=load_evaluate_config("svhn"),
-            num_train=73_257,
-        ),
-        imagenet=ImageSet(
-            name="ImageNet",
-            data=reference,
-            search_size=224,
-            search_in_training_part=False,
-            tuning=Tuning(num_tasks=8, steps=study.adapt.steps, train_per_class=1280, test_per_class=50),
-            # As many images per class as ImageNet's validation set, which a folder of its training images has not.
-            recipe=load_evaluate_config("imagenet", ["test_fraction=0.04"]),
-            num_train=1_230_000,
-        ),
-    )
+    raise InvalidInputError(f"TARGET must be one of {', '.join(TARGETS)}, got {name!r}")
 
 
 def data_needed(config: PaperConfig, target: Target) -> tuple[tuple[DatasetRef, int], ...]:
     """Sources that a target reads, each with the height and width in pixels at which it does; each once."""
+    if not needs_prior(target):
+        return ((config.few_shot.family.data, config.few_shot.family.image_size),)
     wanted: list[tuple[DatasetRef, int]] = [(family.data, family.image_size) for family in config.study.families]
     groups: Sequence[GroupName] = groups_of(target)
     for table in TABLES:
@@ -411,7 +312,3 @@ def _family(image_set: ImageSet, search: DatasetRef) -> TaskFamily:
         train_per_class=tuning.train_per_class,
         test_per_class=tuning.test_per_class,
     )
-
-
-def _folder(parent: str | None, name: str) -> str | None:
-    return None if parent is None else f"{parent}/{name}"

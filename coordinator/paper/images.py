@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.config import DatasetRef
+from common.data_config import MINI_IMAGENET
 from common.errors import InvalidInputError, MetaSearchError
 from common.storage import ArtifactFolder
 from common.streams import stream
@@ -25,6 +26,12 @@ from workers.data.splits import classes_of
 from workers.data.whole import load_whole
 
 FOLDER = "images"
+_REMEDIES: Mapping[str, str] = {
+    "imagenet": "prepare ImageNet's training images with metasearch data prepare FOLDER PREPARED --sizes 32,64,224,256 "
+    "and give --imagenet PREPARED",
+    MINI_IMAGENET: "give --mini-imagenet FOLDER",
+}
+"""What to do about images that full scale needs, by their source."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,7 @@ def check_data(config: PaperConfig, target: Target) -> None:
         except MetaSearchError as error:
             if config.scale != "full":
                 raise
-            remedy = (
-                "prepare ImageNet's training images with metasearch data prepare FOLDER PREPARED --sizes 32,64,224,256 "
-                "and give --imagenet PREPARED"
-                if reference.source == "imagenet"
-                else "give --downloads FOLDER"
-            )
+            remedy = _REMEDIES.get(reference.source, "give --downloads FOLDER")
             raise type(error)(
                 f"--scale full needs {reference.source} at {image_size} pixels: {error}; {remedy}"
             ) from None

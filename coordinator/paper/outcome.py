@@ -29,12 +29,12 @@ from coordinator.paper.experiments import (
     TableRow,
     figure4_steps,
 )
+from coordinator.paper.few_shot_outcome import FewShotOutcome, few_shot_outcome
 from coordinator.paper.steps import (
     BASE_ARM,
     FIGURE4,
     FROZEN_ARM,
     META,
-    META_WORKERS,
     PAPER,
     SCRATCH_ARM,
     adaptation,
@@ -46,7 +46,7 @@ from coordinator.paper.steps import (
     stored_config,
     stored_prior,
 )
-from coordinator.sinks import read_lines
+from coordinator.paper.studies import MetaTraining, what_it_took
 
 RESULTS = "results.json"
 NO_ARCHITECTURE = "not run: its architecture is not in this package"
@@ -56,28 +56,6 @@ ARM_NAMES: Mapping[str, str] = {
     SCRATCH_ARM: "DARTS supernet from scratch",
 }
 _PERCENT = 100.0
-
-
-@dataclass(frozen=True)
-class MetaTraining:
-    """What the meta-training took.
-
-    Attributes:
-        rounds: of the study.
-        tasks_per_round: likewise.
-        seconds: wall clock of all rounds.
-        num_workers: that computed side by side, in the last session.
-    """
-
-    rounds: int
-    tasks_per_round: int
-    seconds: float
-    num_workers: int
-
-    @property
-    def device_s(self) -> float:
-        """Seconds of one worker's device."""
-        return self.seconds * self.num_workers
 
 
 @dataclass(frozen=True)
@@ -196,7 +174,8 @@ class Outcome:
         config: of the run.
         environment: what it was computed with.
         meta: None where the meta-training has not ended.
-        tables: all three.
+        tables: the first three.
+        few_shot: table 4.
         figure3: None where it has not been run.
         figure4: None where it has not been run.
         cells: found ones, then published ones.
@@ -206,6 +185,7 @@ class Outcome:
     environment: Mapping[str, Any]
     meta: MetaTraining | None
     tables: tuple[Table, ...]
+    few_shot: FewShotOutcome
     figure3: ThirdFigure | None
     figure4: FourthFigureOutcome | None
     cells: tuple[Cell, ...]
@@ -220,25 +200,21 @@ def collect_outcome(folder: Path) -> Outcome:
     """
     config = stored_config(folder)
     environment = json.loads(ArtifactFolder(folder).read(PAPER))["environment"]
+    few_shot = few_shot_outcome(config.few_shot, folder)
     return Outcome(
         config=config,
         environment=environment,
         meta=_meta(folder, config),
         tables=tuple(_table(folder, config, name) for name in TABLES),
+        few_shot=few_shot,
         figure3=_figure3(folder, config),
         figure4=_figure4(folder, config),
-        cells=_cells(folder, config),
+        cells=_cells(folder, config, few_shot),
     )
 
 
 def _meta(folder: Path, config: PaperConfig) -> MetaTraining | None:
-    if stored_prior(folder, config) is None:
-        return None
-    rounds = read_lines(folder / META / "rounds.jsonl")
-    num_workers = json.loads(ArtifactFolder(folder / META).read(META_WORKERS))["num_workers"]
-    tasks = sum(family.tasks_per_round for family in config.study.families)
-    seconds = sum(values["round_seconds"] for values in rounds)
-    return MetaTraining(config.study.rounds, tasks, seconds, num_workers)
+    return None if stored_prior(folder, config) is None else what_it_took(folder / META, config.study)
 
 
 def _table(folder: Path, config: PaperConfig, name: TableName) -> Table:
@@ -329,7 +305,7 @@ def _figure4(folder: Path, config: PaperConfig) -> FourthFigureOutcome | None:
     )
 
 
-def _cells(folder: Path, config: PaperConfig) -> tuple[Cell, ...]:
+def _cells(folder: Path, config: PaperConfig, few_shot: FewShotOutcome) -> tuple[Cell, ...]:
     cells = []
     prior = row_genotype(config, folder, TableRow(published="", key="prior", group="prior"))
     why_not = "not run yet: metasearch paper cells"
@@ -347,6 +323,13 @@ def _cells(folder: Path, config: PaperConfig) -> tuple[Cell, ...]:
         what = "the posterior" if count == 1 else f"the mean of {count} posteriors"
         origin = f"The most probable architecture under {what} that the prior was adapted to."
         cells.append(Cell(group, names[group], genotype, origin if genotype is not None else why_not))
+    for row in few_shot.rows:
+        if row.row.variant is not None:
+            found = row.genotypes[0] if row.genotypes else None
+            origin = "The most probable architecture of the few-shot search for table 4."
+            why_not = "not run yet: metasearch paper table4"
+            title = f"{row.published.name}, few-shot"
+            cells.append(Cell(row.row.key, title, found, origin if found is not None else why_not))
     for name, genotype in RELEASED.items():
         cells.append(Cell(name, f"{name}, published", genotype, "A published genotype; not found by this run."))
     return tuple(cells)

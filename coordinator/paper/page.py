@@ -11,8 +11,10 @@ from coordinator.html_report.document import document
 from coordinator.html_report.markup import Content, Markup, element, joined
 from coordinator.html_report.page import duration
 from coordinator.html_report.scatter import Point, scatter_chart
-from coordinator.paper.anchors import META_EPOCHS, META_TASKS, SOURCE
+from coordinator.paper import few_shot_tables
+from coordinator.paper.anchors import FEW_SHOT_TITLE, META_EPOCHS, META_TASKS, SOURCE
 from coordinator.paper.clusters import Clusters
+from coordinator.paper.few_shot_outcome import FewShotOutcome
 from coordinator.paper.outcome import Outcome, Table
 from coordinator.paper.places import Place, is_ours, published_places, run_places
 from coordinator.paper.tables import NOT_RUN, UNKNOWN, long_table, notes
@@ -24,6 +26,7 @@ def page(outcome: Outcome) -> str:
     sections = (
         ("summary", "Summary", _summary(outcome)),
         *((table.name, table.title, _table(outcome, table)) for table in outcome.tables),
+        ("table4", FEW_SHOT_TITLE, _few_shot(outcome.few_shot)),
         ("figure2", "Figure 2: search cost and error", _figure2(outcome)),
         ("figure3", "Figure 3: posteriors of tasks", _figure3(outcome)),
         ("figure4", "Figure 4: fast adaptation", _figure4(outcome)),
@@ -51,6 +54,9 @@ def _summary(outcome: Outcome) -> Markup:
     sizes = ", ".join(f"{family.image_size} pixels ({family.data.source})" for family in config.study.families)
     if stand_ins:
         said.append(element("p", f"In place of Imagenet32, Imagenet64 and Imagenet224: {sizes}."))
+    few_shot = outcome.few_shot
+    if few_shot.is_stand_in:
+        said.append(element("p", f"In place of {few_shot.config.name}: {few_shot.images}."))
     rows = [row for table in outcome.tables for row in table.rows if row.row is not None]
     facts: list[tuple[str, Content]] = []
     if outcome.meta is None:
@@ -66,6 +72,7 @@ def _summary(outcome: Outcome) -> Markup:
         facts.append(("It took", f"{duration(meta.seconds)} on {meta.num_workers} workers; the paper: 8 GPU-days"))
     facts += [
         ("Networks trained and tested", f"{sum(row.trained is not None for row in rows)} of {len(rows)}"),
+        ("Few-shot networks trained and tested", _count(few_shot)),
         ("Figure 2", "run" if _own_places(outcome) else "the paper's part alone; this run's: not run"),
         ("Figure 3", "run" if outcome.figure3 is not None else "not run"),
         ("Figure 4", "run" if outcome.figure4 is not None else "not run"),
@@ -75,14 +82,30 @@ def _summary(outcome: Outcome) -> Markup:
 
 def _table(outcome: Outcome, table: Table) -> Markup:
     header, rows = long_table(table, outcome.meta)
-    marked: list[list[Content]] = []
-    for row, cells in zip(table.rows, rows, strict=True):
-        name: Content = element("strong", cells[0]) if row.row is not None else cells[0]
-        muted = (element("span", cell, class_="note") if cell in (NOT_RUN, UNKNOWN) else cell for cell in cells[1:])
-        marked.append([name, *muted])
+    marked = [_marked(cells, row.row is not None) for row, cells in zip(table.rows, rows, strict=True)]
     first, *others = notes(outcome, table)
-    listed = element("ul", *(element("li", note) for note in others), class_="note")
-    return joined(element("p", first), data_table(header, marked, table.title), listed)
+    return joined(element("p", first), data_table(header, marked, table.title), _listed(others))
+
+
+def _few_shot(found: FewShotOutcome) -> Markup:
+    header, rows = few_shot_tables.long_table(found)
+    marked = [_marked(cells, True) for cells in rows]
+    first, *others = few_shot_tables.notes(found)
+    return joined(element("p", first), data_table(header, marked, FEW_SHOT_TITLE), _listed(others))
+
+
+def _count(found: FewShotOutcome) -> str:
+    return f"{sum(row.tested is not None for row in found.rows)} of {len(found.rows)}"
+
+
+def _marked(cells: Sequence[str], is_run: bool) -> list[Content]:
+    """A row of a table: the name stands out where the run has such a row, what is unknown or not run steps back."""
+    name: Content = element("strong", cells[0]) if is_run else cells[0]
+    return [name, *(element("span", cell, class_="note") if cell in (NOT_RUN, UNKNOWN) else cell for cell in cells[1:])]
+
+
+def _listed(notes: Sequence[str]) -> Markup:
+    return element("ul", *(element("li", note) for note in notes), class_="note")
 
 
 def _own_places(outcome: Outcome) -> tuple[Place, ...]:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from coordinator.paper.anchors import PUBLISHED
-from coordinator.paper.outcome import MetaTraining, Table
+from coordinator.paper.outcome import Table
+from coordinator.paper.studies import MetaTraining
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from typing import Any
 
 from common.cost import Cost
 from coordinator.html_report.pca import Components
-from coordinator.paper.anchors import SOURCE
+from coordinator.paper.anchors import FEW_SHOT_TITLE, SOURCE
 from coordinator.paper.clusters import Clusters
+from coordinator.paper.few_shot_outcome import FewShotOutcome, FewShotRowOutcome
 from coordinator.paper.outcome import FourthFigureOutcome, Outcome, Row, Table, ThirdFigure
 
 
@@ -24,6 +25,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
             "device_s": outcome.meta.device_s,
         },
         "tables": {table.name: _plain_table(table) for table in outcome.tables},
+        "table4": _plain_few_shot(outcome.few_shot),
         "figure3": None if outcome.figure3 is None else _plain_figure3(outcome.figure3),
         "figure4": None if outcome.figure4 is None else _plain_figure4(outcome.figure4),
         "cells": [
@@ -77,6 +79,55 @@ def _plain_row(row: Row) -> dict[str, Any]:
             "train_s": trained.train_s,
             **_plain_cost(trained.cost),
             "adaptation_device_s": None if row.is_released else row.adapt_s,
+        },
+        "not_run": row.why_not or None,
+    }
+
+
+def _plain_few_shot(found: FewShotOutcome) -> dict[str, Any]:
+    return {
+        "title": FEW_SHOT_TITLE,
+        "images": found.images,
+        "images_are_the_papers": not found.is_stand_in,
+        "rounds": found.config.rounds,
+        "search_rounds": found.config.search.rounds,
+        "num_classes": dict(found.num_classes),
+        "split_sha256": found.split_sha256 or None,
+        "rows": [_plain_few_shot_row(row) for row in found.rows],
+    }
+
+
+def _plain_few_shot_row(row: FewShotRowOutcome) -> dict[str, Any]:
+    paper, tested = row.published, row.tested
+    return {
+        "name": paper.name,
+        "paper": {
+            "accuracy_percent": paper.accuracy,
+            "accuracy_spread": paper.spread,
+            "params_millions": paper.params_m,
+            "algorithm": paper.algorithm,
+            "source_if_not_the_paper": paper.source or None,
+        },
+        "genotypes_are": None
+        if row.row.baseline is not None
+        else "published"
+        if row.row.released is not None
+        else "found by this run",
+        "genotypes": [genotype.model_dump(mode="json") for genotype in row.genotypes],
+        "at_paper_size": [_plain_cost(cost) for cost in row.at_paper_size],
+        "run": None
+        if tested is None
+        else {
+            "accuracy_percent": tested.accuracy,
+            "accuracy_interval_95": [tested.low, tested.high],
+            "accuracy_by_seed": list(tested.by_repeat),
+            "num_episodes": tested.num_episodes,
+            "inner_steps": tested.steps,
+            "evaluation": tested.evaluation,
+            "computed_by": list(tested.paths),
+            "networks": [_plain_cost(cost) for cost in tested.costs],
+            "search_device_s": tested.search_s,
+            "training_device_s": tested.training_s,
         },
         "not_run": row.why_not or None,
     }

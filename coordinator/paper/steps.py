@@ -6,33 +6,35 @@ A run's folder:
     meta/                              the meta-training: a run as `metasearch train` leaves it
     adaptations/GROUP/NUMBER/          each adaptation: result.json as of `metasearch adapt`, and body.safetensors
     figure4/ARM/NUMBER/                likewise, of figure 4
+    few_shot/                          table 4, see `coordinator.paper.few_shot_steps`
     evaluations/TABLE/ROW/attempt-1/   each training of a full network: results as of an evaluate job
     results.json, paper.html, figures/, cells/    what came out, see `coordinator.paper.outcome` and `page`
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from common.artifacts import PriorStore
 from common.config import InnerConfig
 from common.errors import ConflictError, CorruptArtifactError, NotFoundError
 from common.limits import Limits
-from common.messages import AdaptRequest, AdaptResult, EvaluateRequest, EvaluateResult
+from common.messages import EvaluateRequest
 from common.meta.params import BODY
 from common.meta.prior import Prior, initial_prior
 from common.space.genotype import Genotype, derive
 from common.space.released import released_genotype
 from common.storage import ArtifactFolder
 from common.tasks import LearningTask
+from common.values import explain
 from coordinator import study
 from coordinator.evaluations import attempts_in
 from coordinator.experiment import Arm, adapt_request, fresh_tasks
@@ -50,60 +52,24 @@ from coordinator.paper.experiments import (
     figure4_steps,
     groups_of,
     needs_figure4,
+    needs_prior,
     recipe_of,
     tables_of,
     task_groups,
 )
+from coordinator.paper.few_shot_steps import FEW_SHOT, run_few_shot
+from coordinator.paper.images import FOLDER as IMAGES
 from coordinator.paper.images import PreparedImages, prepare_images
+from coordinator.paper.studies import Lazily, OpenWorkers, Say, finished_prior, meta_train
 from workers.environment import environment
 from workers.job import describe, evaluation_steps, find_genotype
 from workers.results import MANIFEST, RESULT
 
 PAPER = "paper.json"
 META, ADAPTATIONS, FIGURE4, EVALUATIONS = "meta", "adaptations", "figure4", "evaluations"
-META_WORKERS = "workers.json"
 BODY_FILE = "body.safetensors"
 SLICE_S = 120.0
 BASE_ARM, FROZEN_ARM, SCRATCH_ARM = "base", "frozen", "scratch"
-
-
-class Workers(Protocol):
-    """Who computes; `coordinator.driver.Session` on a Ray cluster."""
-
-    @property
-    def num_workers(self) -> int:
-        """How many compute side by side."""
-        ...
-
-    def train(self, run: Path, config: Any, prior: Prior) -> Any:
-        """Runs the rounds that are left of a study."""
-        ...
-
-    def adapt(self, prior: Prior, requests: Sequence[AdaptRequest], label: str) -> Sequence[AdaptResult]:
-        """Adapts a prior to tasks; results in their order."""
-        ...
-
-    def evaluate(self, requests: Sequence[EvaluateRequest], label: str) -> Sequence[EvaluateResult]:
-        """Trains and tests full networks; results in the order of the requests."""
-        ...
-
-
-Say = Callable[[str], None]
-OpenWorkers = Callable[[], AbstractContextManager[Workers]]
-
-
-class _Lazily:
-    """Workers that are started when they are first needed: a run that is complete needs none."""
-
-    def __init__(self, opened: OpenWorkers, stack: ExitStack) -> None:
-        self._opened = opened
-        self._stack = stack
-        self._workers: Workers | None = None
-
-    def get(self) -> Workers:
-        if self._workers is None:
-            self._workers = self._stack.enter_context(self._opened())
-        return self._workers
 
 
 def carry_out(config: PaperConfig, target: Target, folder: Path, open_workers: OpenWorkers, say: Say) -> None:
@@ -121,12 +87,15 @@ def carry_out(config: PaperConfig, target: Target, folder: Path, open_workers: O
         KeyboardInterrupt: it was interrupted; another call goes on.
         MetaSearchError: what a step raised.
     """
-    begin(config, folder)
+    config = begin(config, target, folder)
     say("Preparing images ...")
-    study.load_catalogs(config.study)
-    images = prepare_images(config, folder)
     with ExitStack() as stack:
-        workers = _Lazily(open_workers, stack)
+        workers = Lazily(open_workers, stack)
+        if not needs_prior(target):
+            run_few_shot(config.few_shot, folder, workers, say)
+            return
+        study.load_catalogs(config.study)
+        images = prepare_images(config, folder)
         prior = _meta_train(config, folder, workers, say)
         groups = task_groups(config, images.search)
         for name in groups_of(target):
@@ -137,22 +106,34 @@ def carry_out(config: PaperConfig, target: Target, folder: Path, open_workers: O
             _evaluate_table(config, table, images, folder, workers, say)
 
 
-def begin(config: PaperConfig, folder: Path) -> None:
+def begin(config: PaperConfig, target: Target, folder: Path) -> PaperConfig:
     """Stores the configuration, or checks that it is the stored one.
+
+    Table 4 shares nothing with the other targets. So whichever of the two a run has not begun yet may still be
+    configured, and what a target does not need stays as it is stored.
+
+    Returns:
+        The configuration that the run goes on with.
 
     Raises:
         ConflictError: the folder's run has another configuration.
     """
-    target = ArtifactFolder(folder)
-    if target.exists(PAPER):
-        if stored_config(folder) != config:
+    artifacts = ArtifactFolder(folder)
+    if artifacts.exists(PAPER):
+        stored = stored_config(folder)
+        asked = {name for name in PaperConfig.model_fields if (name != "few_shot") == needs_prior(target)} | {"scale"}
+        merged = stored.model_copy(update={name: getattr(config, name) for name in asked})
+        if merged == stored:
+            return stored
+        begun = (IMAGES, META) if needs_prior(target) else (FEW_SHOT,)
+        if stored.scale != config.scale or any((folder / name).exists() for name in begun):
             raise ConflictError(
-                f"{folder} holds a run of --scale {stored_config(folder).scale} with other settings or images; "
-                "choose another --run"
+                f"{folder} holds a run of --scale {stored.scale} with other settings or images; choose another --run"
             )
-        return
+        config = merged
     content = {"config": config.model_dump(mode="json"), "environment": environment()}
-    target.write(PAPER, json.dumps(content, indent=2).encode())
+    artifacts.write(PAPER, json.dumps(content, indent=2).encode())
+    return config
 
 
 def stored_config(folder: Path) -> PaperConfig:
@@ -161,15 +142,20 @@ def stored_config(folder: Path) -> PaperConfig:
     Raises:
         NotFoundError: the folder holds none.
         CorruptArtifactError: its file is damaged.
+        ConflictError: it was written by another version of this program.
     """
-    return PaperConfig.model_validate(_read_json(ArtifactFolder(folder), PAPER)["config"])
+    content = _read_json(ArtifactFolder(folder), PAPER)
+    try:
+        return PaperConfig.model_validate(content["config"])
+    except ValidationError as error:
+        raise ConflictError(
+            f"{folder / PAPER} is of another version of this program: {explain(error)}; choose another --run"
+        ) from None
 
 
 def stored_prior(folder: Path, config: PaperConfig) -> Prior | None:
     """The meta-trained prior; None where the meta-training has not ended."""
-    store = PriorStore(folder / META)
-    versions = store.versions()
-    return store.load(versions[-1]) if versions and versions[-1] == config.study.rounds else None
+    return finished_prior(folder / META, config.study)
 
 
 def adaptation(folder: Path, group: str, number: int, where: str = ADAPTATIONS) -> dict[str, Any] | None:
@@ -252,31 +238,17 @@ def figure4_arms(config: PaperConfig, prior: Prior) -> dict[str, Arm]:
     }
 
 
-def _meta_train(config: PaperConfig, folder: Path, workers: _Lazily, say: Say) -> Prior:
-    prior = stored_prior(folder, config)
-    if prior is not None:
-        return prior
-    run = folder / META
-    store = PriorStore(run)
-    tasks = sum(family.tasks_per_round for family in config.study.families)
-    started = workers.get()
-    prior = study.resume(store, config.study) if store.has_config() else study.begin(store, config.study)
-    say(f"Meta-training: {config.study.rounds} epochs of {tasks} tasks, from version {prior.version}")
-    ArtifactFolder(run).write(META_WORKERS, json.dumps({"num_workers": started.num_workers}).encode())
-    started.train(run, config.study, prior)
-    prior = stored_prior(folder, config)
-    if prior is None:
-        raise KeyboardInterrupt
-    return prior
+def _meta_train(config: PaperConfig, folder: Path, workers: Lazily, say: Say) -> Prior:
+    return meta_train(folder / META, config.study, "Meta-training", workers, say)
 
 
-def _adapt_group(config: PaperConfig, group: TaskGroup, prior: Prior, folder: Path, workers: _Lazily, say: Say) -> None:
+def _adapt_group(config: PaperConfig, group: TaskGroup, prior: Prior, folder: Path, workers: Lazily, say: Say) -> None:
     tasks = fresh_tasks(group.family, group.split, group.num_tasks, config.task_seed)
     arm = Arm(group.name, prior, group.inner)
     _run_arm(config, arm, tasks, evaluation_steps(group.inner.steps), folder, ADAPTATIONS, workers, say)
 
 
-def _run_figure4(config: PaperConfig, prior: Prior, folder: Path, workers: _Lazily, say: Say) -> None:
+def _run_figure4(config: PaperConfig, prior: Prior, folder: Path, workers: Lazily, say: Say) -> None:
     tasks = fresh_tasks(figure4_family(config), "all", config.figure4.repeats, config.task_seed)
     for arm in figure4_arms(config, prior).values():
         _run_arm(config, arm, tasks, (0, *figure4_steps(config)), folder, FIGURE4, workers, say)
@@ -289,7 +261,7 @@ def _run_arm(
     eval_steps: Sequence[int],
     folder: Path,
     where: str,
-    workers: _Lazily,
+    workers: Lazily,
     say: Say,
 ) -> None:
     """Adapts to the tasks that have no result yet, and stores what was found.
@@ -326,7 +298,7 @@ def _run_arm(
 
 
 def _evaluate_table(
-    config: PaperConfig, table: TableName, images: PreparedImages, folder: Path, workers: _Lazily, say: Say
+    config: PaperConfig, table: TableName, images: PreparedImages, folder: Path, workers: Lazily, say: Say
 ) -> None:
     requests = []
     for row in ROWS[table]:

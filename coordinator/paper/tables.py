@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from coordinator.paper.anchors import Published
-from coordinator.paper.outcome import MetaTraining, Outcome, Row, Table
+from coordinator.paper.outcome import Outcome, Row, Table
+from coordinator.paper.studies import MetaTraining
 
 UNKNOWN = "–"  # noqa: RUF001 - an en dash, as tables have it
 NOT_RUN = "not run"

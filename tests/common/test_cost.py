@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from common.config import NetworkConfig, SpaceConfig
-from common.cost import Cost, network_cost
+from common.cost import Cost, four_convolutions_cost, network_cost
 from common.errors import InvalidInputError
 from common.nn.cell import Mixture
+from common.nn.four_convolutions import FourConvolutions
 from common.nn.supernet import build_supernet
 from common.space.genotype import Genotype, GenotypeEdge, derive
 from common.space.primitives import NONE, PRIMITIVES
@@ -150,3 +151,22 @@ def test_network_with_a_kind_that_the_space_lacks_is_refused():
 def test_genotype_of_another_space_is_refused(genotype, message):
     with pytest.raises(InvalidInputError, match=message):
         network_cost(genotype, TINY_SPACE, TINY_NETWORK, 5, 3)
+
+
+@pytest.mark.parametrize(("filters", "image_size"), [(64, 84), (3, 28)])
+def test_cost_of_four_convolutions_is_what_the_network_runs(filters, image_size):
+    network = FourConvolutions(3, filters, image_size)
+    num_macs = 0
+
+    def count(module, inputs, output):
+        nonlocal num_macs
+        num_macs += output.numel() * module.weight[0].numel()
+
+    for conv in network.convs:
+        conv.register_forward_hook(count)
+    with torch.no_grad():
+        network(torch.zeros(1, 3, image_size, image_size))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    features = network.num_features
+    expected = Cost(weights + 5 * features + 5, num_macs + 5 * features)
+    assert four_convolutions_cost(3, filters, image_size, 5) == expected

@@ -7,8 +7,8 @@ from torch import nn
 from common.loading import load
 from common.nn.cell import Mixture
 from common.nn.supernet import build_supernet
-from coordinator.paper.cost import costs, meta_macs, search_macs
-from coordinator.paper.experiments import full_config
+from coordinator.paper.cost import costs, few_shot_passes, meta_macs, search_macs
+from coordinator.paper.scales import full_config
 
 FULL = full_config(None, None)
 
@@ -53,3 +53,22 @@ def test_trainings_cost_by_the_networks_that_are_counted():
     # 36 channels, 528,359,040 by `metasearch inspect`.
     images = 73_257 * 160
     assert training.days == pytest.approx(8 * images * (3 * 500_128_000 + 528_359_040) / meta_macs(FULL.study))
+
+
+def test_a_meta_gradient_costs_by_the_gradients_that_it_takes():
+    family = FULL.few_shot.family
+    few_shot = FULL.few_shot.search.few_shot
+    # 5 steps on 25 support images and a loss on 75 query images; a gradient is three passes.
+    expected = {"first_order": 3 * (5 * 25 + 75), "exact": 3 * (3 * 5 * 25 + 75), "reptile": 3 * 5 * 100}
+    expected["finite_difference"] = expected["exact"]
+    found = {m: few_shot_passes(few_shot.model_copy(update={"method": m}), family) for m in expected}
+    assert found == expected
+
+
+def test_table_4_costs_its_own_studies_alone():
+    items = {item.name: item.days for item in costs(FULL, "table4")}
+    assert len(items) == 7 and not any("Meta-training" in name for name in items)
+    # Two times 60,000 rounds of 4 episodes, at the rate of the meta-training.
+    passes = 2 * 60_000 * 4 * 3 * (3 * 5 * 25 + 75)
+    expected = 8 * passes * search_macs(FULL.few_shot.search, 84, 5) / (3 * meta_macs(FULL.study))
+    assert items["Search by Gumbel-softmax: 60,000 rounds of 4 episodes, 2 times"] == pytest.approx(expected)

@@ -8,14 +8,14 @@ from coordinator.paper.experiments import (
     ROWS,
     data_needed,
     figure4_steps,
-    full_config,
     groups_of,
     needs_figure4,
+    needs_prior,
     recipe_of,
-    smoke_config,
     tables_of,
     target_named,
 )
+from coordinator.paper.scales import full_config, smoke_config
 from workers.data.sources import SOURCES
 
 FULL = full_config("/prepared", "/downloads")
@@ -47,7 +47,7 @@ def test_darts_has_its_own_width_at_full_scale_alone():
 
 
 def test_smoke_scale_downloads_nothing_and_says_what_stands_in():
-    for target in ("all", "figure4"):
+    for target in ("all", "figure4", "table4"):
         assert not any(SOURCES[reference.source].downloads for reference, _ in data_needed(SMOKE, target))
     assert all(SMOKE.image_set(table).stand_in for table in ROWS)
     assert not any(FULL.image_set(table).stand_in for table in ROWS)
@@ -59,6 +59,7 @@ def test_targets_need_their_steps_and_no_others():
     assert groups_of("figure3") == ("imagenet32", "imagenet64", "imagenet224", "cifar10")
     assert groups_of("figure4") == () and needs_figure4("figure4")
     assert tables_of("cells") == () and not needs_figure4("cells")
+    assert needs_prior("all") and not needs_prior("table4")
     assert set(groups_of("all")) >= set(groups_of("cells")) | set(groups_of("figure3"))
 
 
@@ -69,5 +70,5 @@ def test_images_are_needed_at_the_sizes_of_search_and_training():
 
 
 def test_unknown_target_is_named_with_the_known_ones():
-    with pytest.raises(InvalidInputError, match=r"TARGET must be one of cifar10, .*got 'table4'.*few-shot"):
-        target_named("table4")
+    with pytest.raises(InvalidInputError, match=r"TARGET must be one of cifar10, .*table4, got 'table5'"):
+        target_named("table5")

@@ -15,7 +15,7 @@ def metasearch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 def test_help_explains_every_target(metasearch: Run) -> None:
     code, out, _ = metasearch("paper", "--help")
     assert code == 0
-    for target in ("cifar10", "svhn", "imagenet", "figure2", "figure3", "figure4", "cells", "all"):
+    for target in ("cifar10", "svhn", "imagenet", "figure2", "figure3", "figure4", "cells", "all", "table4"):
         assert f"{target}:" in out
     assert "few-shot" in out and "Examples:" in out
 
@@ -39,12 +39,26 @@ def test_full_scale_without_imagenet_says_how_to_get_it(metasearch: Run, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_table_4_at_full_scale_says_its_cost_and_needs_mini_imagenet(metasearch: Run, tmp_path: Path) -> None:
+    code, _, err = metasearch("paper", "table4", "--scale", "full")
+    assert code == 2
+    assert "Search by Gumbel-softmax" in err and "Meta-training, as the paper" not in err and "add --yes" in err
+    images = tmp_path / "images"
+    images.mkdir()
+    code, _, err = metasearch("paper", "table4", "--scale", "full", "--yes", "--mini-imagenet", str(images))
+    assert code == 3
+    message = err.splitlines()[-1]
+    assert message.startswith("Error: --scale full needs mini_imagenet at 84 pixels") and "--mini-imagenet" in message
+    assert list(tmp_path.iterdir()) == [images]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("table4",), "TARGET must be one of cifar10"),
+        (("table5",), "TARGET must be one of cifar10"),
         (("all", "--scale", "huge"), "--scale must be one of smoke, full, got 'huge'"),
         (("all", "--imagenet", "prepared"), "--imagenet goes with --scale full"),
+        (("table4", "--mini-imagenet", "images"), "--mini-imagenet goes with --scale full"),
     ],
 )
 def test_mistakes_are_one_line(metasearch: Run, arguments: tuple[str, ...], message: str) -> None:

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from common.artifacts import PriorStore
-from common.config import DatasetRef, validate
+from common.config import ClusterConfig, DatasetRef, validate
 from common.errors import ConflictError
 from common.evaluate_config import load_evaluate_config
-from common.loading import preset_tree
-from coordinator import study
+from common.loading import load, preset_tree
+from coordinator import driver, study
 from coordinator.calls import Outcome
 from coordinator.evaluations import evaluate_all
 from coordinator.experiment import fresh_tasks
 from coordinator.local import LocalExecutor
+from coordinator.meta_test import opened_log, outcome_of
 from coordinator.paper.experiments import (
     ROWS,
     FourthFigure,
@@ -25,11 +26,12 @@ from coordinator.paper.experiments import (
     Tuning,
     figure4_family,
 )
+from coordinator.paper.few_shot import FewShotTable
 from coordinator.paper.images import prepare_images
 from coordinator.paper.outcome import collect_outcome
 from coordinator.paper.plain import plain
 from coordinator.paper.publish import publish
-from coordinator.paper.steps import carry_out, figure4_arms, stored_prior
+from coordinator.paper.steps import begin, carry_out, figure4_arms, stored_prior
 from coordinator.sinks import JsonLinesSink
 from workers.data.sources import load_arrays
 from workers.data.whole import load_whole
@@ -56,6 +58,22 @@ def tiny() -> PaperConfig:
         return ImageSet(**{"name": name, "data": ALL_DIGITS, "stand_in": f"digits for {name}", **fields, **changes})
 
     config = validate(tree)
+    brief = ["few_shot.steps=1", "few_shot.test_steps=1", "families.0.tasks_per_round=1"]
+    search = load("few_shot_smoke", ["rounds=1", "space.num_nodes=4", "space.profile=darts", *brief], environment={})
+    four = {"network": "four_convolutions", "filters": 4}
+    baselines = {
+        name: validate(search.model_dump() | {"few_shot": {**four, "method": method, "steps": 1, "test_steps": 1}})
+        for name, method in (("maml", "exact"), ("reptile", "reptile"))
+    }
+    few_shot = FewShotTable(
+        stand_in="digits for Mini-ImageNet",
+        search=search,
+        network=search.network,
+        baselines=baselines,
+        rounds=1,
+        repeats=2,
+        episodes=4,
+    )
     return PaperConfig(
         scale="tiny",
         study=config,
@@ -64,6 +82,7 @@ def tiny() -> PaperConfig:
         figure4=FourthFigure(num_epochs=1, repeats=2, train_per_class=4, test_per_class=4),
         cifar10=image_set("CIFAR10"),
         svhn=image_set("SVHN"),
+        few_shot=few_shot,
         imagenet=image_set(
             "ImageNet",
             data=config.families[2].data,
@@ -82,6 +101,7 @@ class ThisProcess:
         self.executor = LocalExecutor(torch.device("cpu"))
         self.asked = []
         self.waiting = []
+        self.most_episodes = 1000  # of one call, which Ctrl-C ends then
 
     def train(self, run, config, prior):
         self.asked.append("train")
@@ -92,6 +112,13 @@ class ThisProcess:
     def adapt(self, prior, requests, label):
         self.asked.append(label)
         return list(self.executor.run(prior, requests))
+
+    def meta_test(self, folder, prior, requests, done):
+        self.asked.append(f"test of {len(requests)}")
+        with opened_log(folder) as log:
+            for result in self.executor.run(prior, requests[: self.most_episodes]):
+                log.add(outcome_of(result))
+        return len(requests) <= self.most_episodes
 
     def evaluate(self, requests, label):
         self.asked.append(label)
@@ -148,7 +175,12 @@ def everything(one_target, workers):
 
 def test_what_a_target_does_not_need_is_marked_as_not_run(one_target):
     _, outcome = one_target
-    assert all(cell.genotype is not None for cell in outcome.cells)
+    few_shot = [cell for cell in outcome.cells if cell.genotype is None]
+    assert {(cell.key, cell.origin) for cell in few_shot} == {
+        ("base_softmax", "not run yet: metasearch paper table4"),
+        ("base_gumbel", "not run yet: metasearch paper table4"),
+    }
+    assert all(row.tested is None and row.why_not.startswith("not run") for row in outcome.few_shot.rows)
     assert outcome.figure3 is None and outcome.figure4 is None
     assert all(row.trained is None and row.why_not.startswith("not run") for t in outcome.tables for row in t.rows)
     content = json.loads(json.dumps(plain(outcome)))
@@ -233,3 +265,99 @@ def test_a_search_never_sees_test_images(one_target):
     seen = {image.tobytes() for part in search.parts for image in part}
     assert len(test) == 50 and len(seen) == 80
     assert not test & seen
+
+
+@pytest.fixture(scope="module")
+def table4(tmp_path_factory, shared_image_cache):
+    """A run of table 4 alone, interrupted once, and its outcome; what was asked for after that."""
+    folder = tmp_path_factory.mktemp("table4")
+    workers = ThisProcess()
+    workers.most_episodes = 1
+    with pytest.raises(KeyboardInterrupt):
+        run("table4", folder, workers)
+    workers.most_episodes, workers.asked = 1000, []
+    outcome = run("table4", folder, workers)
+    publish(outcome, folder)
+    return folder, outcome, workers.asked
+
+
+def test_table_4_is_run_by_itself_and_goes_on(table4):
+    folder, outcome, asked = table4
+    # MAML's network was trained and one of its four episodes learnt before the interruption.
+    assert asked[0] == "test of 3"
+    # Two searches and five networks, two times, less the one that was there.
+    assert asked.count("train") == 2 * 7 - 1 and asked.count("test of 4") == 2 * 5 - 1
+    assert not (folder / "meta").exists() and outcome.meta is None
+    carry_out(tiny(), "table4", folder, None, lambda text: None)  # a complete run starts no workers
+
+
+def test_rows_of_table_4_have_means_over_the_same_episodes(table4):
+    folder, outcome, _ = table4
+    for row in outcome.few_shot.rows:
+        tests = [
+            [json.loads(line) for line in path.read_text().splitlines()]
+            for path in sorted((folder / "few_shot" / row.row.key).glob("*/training/test/*/episodes.jsonl"))
+        ]
+        means = [100 * sum(each["accuracy"][-1] for each in test) / 4 for test in tests]
+        assert list(row.tested.by_repeat) == pytest.approx(means)
+        assert row.tested.accuracy == pytest.approx(sum(means) / 2)
+        assert row.tested.low <= row.tested.accuracy <= row.tested.high
+        assert row.tested.evaluation == "transductive" and row.tested.num_episodes == 4
+        assert set(row.tested.paths) <= {"native", "pytorch"} and row.tested.paths
+        assert (row.tested.search_s is not None) == (row.row.variant is not None)
+    four_convolutions = [row for row in outcome.few_shot.rows if row.row.baseline is not None]
+    assert [row.at_paper_size[0].num_params for row in four_convolutions] == [121_093] * 2  # of 5 classes, 84 pixels
+    assert all(row.tested.paths == ("pytorch",) for row in four_convolutions)
+
+
+def test_the_page_has_table_4_and_says_what_it_is_of(table4):
+    folder, outcome, _ = table4
+    text = (folder / "paper.html").read_text()
+    assert "66.2 ± 0.7" in text and "63.11 ± 0.92" in text and "digits for Mini-ImageNet stand in for the paper" in text
+    assert "transductive" in text and "T-NAS" in text
+    gumbel = outcome.few_shot.rows[-1]
+    assert f"{gumbel.tested.accuracy:.1f} ({gumbel.tested.low:.1f} to {gumbel.tested.high:.1f})" in text
+    stored = json.loads((folder / "results.json").read_text())["table4"]
+    assert stored["rows"][-1]["run"]["accuracy_percent"] == gumbel.tested.accuracy
+    assert stored["images_are_the_papers"] is False and len(stored["split_sha256"]) == 64
+    assert (folder / "cells" / "base_gumbel.png").exists()
+
+
+def test_table_4_and_the_others_may_be_configured_one_after_the_other(table4, tmp_path):
+    config = tiny()
+    begin(config, "table4", tmp_path)
+    (tmp_path / "few_shot").mkdir()
+    other = config.model_copy(update={"figure3_tasks": 3, "few_shot": config.few_shot.model_copy(update={"rounds": 9})})
+    merged = begin(other, "cells", tmp_path)
+    assert merged.figure3_tasks == 3 and merged.few_shot == config.few_shot
+    with pytest.raises(ConflictError, match="--run"):
+        begin(other, "table4", tmp_path)
+
+
+def test_a_run_of_another_version_is_refused_in_one_line(tmp_path):
+    begin(tiny(), "table4", tmp_path)
+    content = json.loads((tmp_path / "paper.json").read_text())
+    del content["config"]["few_shot"]
+    (tmp_path / "paper.json").write_text(json.dumps(content))
+    with pytest.raises(ConflictError, match=r"another version.*few_shot.*--run"):
+        begin(tiny(), "table4", tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_fill_table_4_with_the_same_figures(table4, tmp_path):
+    import ray
+    from rich.console import Console
+
+    _, expected, _ = table4
+    config = tiny()
+    config = config.model_copy(update={"few_shot": config.few_shot.model_copy(update={"repeats": 1})})
+    handle = driver.start_coordinator("test-table4", ClusterConfig(num_workers=2, gpus_per_worker=0))
+    try:
+        session = driver.Session(None, handle, Console(quiet=True), 2)
+        found = run("table4", tmp_path, session, config)
+    finally:
+        ray.kill(handle)
+    for row, other in zip(found.few_shot.rows, expected.few_shot.rows, strict=True):
+        assert row.genotypes[:1] == other.genotypes[:1]
+        assert row.tested.by_repeat == other.tested.by_repeat[:1]
