@@ -14,8 +14,9 @@ from workers.data.cache import CACHE_VARIABLE
 TRACED = (
     "tests/common/",
     "tests/contracts/",
-    "tests/workers/test_adapt.py",
+    *(f"tests/workers/test_{name}.py" for name in ("adapt", "few_shot", "turns")),
     *(f"tests/coordinator/test_{name}.py" for name in ("jobs", "fairness", "outer", "rounds", "report")),
+    *(f"tests/coordinator/test_{name}_few_shot.py" for name in ("outer", "rounds")),
 )
 
 

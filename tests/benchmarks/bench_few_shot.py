@@ -95,7 +95,7 @@ def run_arm(arm: str, seed: int, budget: Budget, folder: Path) -> dict[str, Any]
 
 
 def trained_by_itself(search: StudyConfig, genotype: Genotype) -> StudyConfig:
-    """The study that meta-trains the network of one genotype, wider than the search's, on the episodes of the search."""
+    """The study that meta-trains the network of one genotype, wider than the search's, on its episodes."""
     tree = search.model_dump(mode="json")
     tree["network"]["channels"] = FULL_CHANNELS
     tree["few_shot"] |= {"network": "genotype", "genotype": genotype.model_dump(mode="json")}
