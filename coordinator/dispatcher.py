@@ -22,6 +22,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.meta.prior import Prior
+from coordinator.calls import Call, Outcome
 from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
 from coordinator.few_shot_run import FewShotRun
@@ -37,7 +38,7 @@ from coordinator.jobs import (
     MetaTrainSpec,
     SweepSpec,
 )
-from coordinator.pool import MAX_IN_FLIGHT, Call, Outcome
+from coordinator.pool import MAX_IN_FLIGHT
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run, TrainRun
 from coordinator.settings import ServiceSettings
@@ -78,11 +79,6 @@ class Pool(Protocol):
     @property
     def num_pending(self) -> int:
         """Calls without an outcome yet, but for quick ones."""
-        ...
-
-    @property
-    def num_quick(self) -> int:
-        """Quick calls without an outcome yet."""
         ...
 
     def submit(self, key: str, request: Call, prior: Prior | None) -> None:
@@ -248,7 +244,7 @@ class Dispatcher:
         refused: set[str] = set()
         while True:
             num_quick = sum(isinstance(run.job.spec, FewShotSpec) for run in self._runs.values())
-            takes_quick = max(num_quick, self.pool.num_quick) < room
+            takes_quick = num_quick < room
             takes_long = max(len(self._runs) - num_quick, self.pool.num_pending) < room
             if not (takes_quick or takes_long):
                 return

@@ -7,7 +7,7 @@ from typing import Protocol
 from common.errors import AdaptationError
 from common.messages import EvaluateRequest, EvaluateResult
 from common.storage import ArtifactFolder
-from coordinator.pool import Outcome, exhausted
+from coordinator.calls import Outcome, exhausted
 
 _POLL_S = 1.0
 _ATTEMPT = "attempt-"

@@ -11,69 +11,25 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from common.config import ClusterConfig
-from common.errors import AdaptationError, MetaSearchError
+from common.errors import AdaptationError
 from common.messages import (
     AdaptRequest,
-    EvaluateRequest,
     FewShotRequest,
-    JobRequest,
-    PartialSumRequest,
     SweepRequest,
     span_of,
 )
 from common.meta.prior import Prior
+from coordinator.calls import Call, Outcome, PendingCall, exhausted
 from coordinator.cluster import cause_of
 from coordinator.rounds import Request, Result
 from coordinator.sweep_hosts import SweepHosts
 from workers.actor import QUICK_GROUP, STATUS_GROUP, SearchWorker, WorkerStatus
-
-Call = AdaptRequest | PartialSumRequest | JobRequest | EvaluateRequest | SweepRequest | FewShotRequest
-"""What a worker can be asked for."""
 
 MAX_IN_FLIGHT = 2
 _POLL_S = 1.0
 _STATUS_TIMEOUT_S = 2.0
 _KEPT_PRIORS = 8
 _LONGEST_PAUSE_S = 60.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a call.
-
-    Attributes:
-        key: of the call.
-        result: what it returned, None if it did not.
-        error: what it raised on purpose; another attempt would raise it again, unless a resource was missing.
-        lost: why its worker had to be replaced; the call may run again.
-    """
-
-    key: str
-    result: Any = None
-    error: MetaSearchError | None = None
-    lost: str = ""
-
-
-@dataclass(frozen=True)
-class _Call:
-    key: str
-    request: Call
-    prior: Prior | None
-
-    @property
-    def method(self) -> str:
-        """The worker's method that answers it."""
-        if isinstance(self.request, PartialSumRequest):
-            return "adapt_many"
-        if isinstance(self.request, EvaluateRequest):
-            return "evaluate"
-        if isinstance(self.request, FewShotRequest):
-            return "few_shot"
-        return "run_job" if isinstance(self.request, JobRequest) else "adapt"
-
-    @property
-    def num_tasks(self) -> int:
-        return len(self.request.requests) if isinstance(self.request, PartialSumRequest) else 1
 
 
 @dataclass
@@ -91,9 +47,9 @@ class _Worker:
     handle: Any
     starting: Any
     restart_at_s: float | None = None
-    in_flight: deque[tuple[Any, _Call]] = field(default_factory=deque)
+    in_flight: deque[tuple[Any, PendingCall]] = field(default_factory=deque)
     head_since_s: float = 0.0
-    quick: deque[tuple[Any, _Call, float]] = field(default_factory=deque)
+    quick: deque[tuple[Any, PendingCall, float]] = field(default_factory=deque)
 
     @property
     def is_idle(self) -> bool:
@@ -145,8 +101,8 @@ class RayPool:
         self._num_replaced = 0
         self._num_failed_starts = 0  # since the last that did not fail
         self._prior_refs: OrderedDict[str, Any] = OrderedDict()
-        self._waiting: deque[_Call] = deque()
-        self._waiting_quick: deque[_Call] = deque()
+        self._waiting: deque[PendingCall] = deque()
+        self._waiting_quick: deque[PendingCall] = deque()
         self._hosts = SweepHosts(gpus_per_worker, logger)
         self._num_wanted = num_workers
         self._workers = [self._start_worker() for _ in range(num_workers)]
@@ -206,7 +162,7 @@ class RayPool:
             self._hosts.add(key, request, min(request.plan.config.concurrency or room, room))
             return
         waiting = self._waiting_quick if isinstance(request, FewShotRequest) else self._waiting
-        waiting.append(_Call(key, request, prior))
+        waiting.append(PendingCall(key, request, prior))
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Hands out what waits, and returns what has ended; after `timeout_s` at the latest."""
@@ -287,7 +243,7 @@ class RayPool:
                         if attempts[outcome.key] >= self._config.max_attempts:
                             raise AdaptationError(exhausted(outcome, attempts[outcome.key]))
                         # To the front: the round waits for it.
-                        self._waiting.appendleft(_Call(outcome.key, request, prior))
+                        self._waiting.appendleft(PendingCall(outcome.key, request, prior))
                         continue
                     yield outcome.result
         finally:
@@ -382,7 +338,7 @@ class RayPool:
                 worker.head_since_s = self._now_s()
             worker.in_flight.append((self._give(worker, call), call))
 
-    def _give(self, worker: _Worker, call: _Call) -> Any:
+    def _give(self, worker: _Worker, call: PendingCall) -> Any:
         priors = () if call.prior is None else (self._put(call.prior),)
         return getattr(worker.handle, call.method).remote(call.request, *priors)
 
@@ -434,11 +390,3 @@ class RayPool:
         worker.in_flight.clear()
         worker.quick.clear()
         self._workers[self._workers.index(worker)] = self._start_worker()
-
-
-def exhausted(outcome: Outcome, attempts: int) -> str:
-    """What to say of a task that was started too often."""
-    return (
-        f"task {outcome.key} was started {attempts} times without a result; the last time {outcome.lost}. "
-        "Look at memory and the worker's log in the Ray dashboard, or raise cluster.max_attempts"
-    )

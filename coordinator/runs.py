@@ -12,9 +12,9 @@ from common.errors import AdaptationError, UnavailableError
 from common.messages import ArtifactInfo, JobRequest, JobResult, span_of
 from common.meta.prior import Prior
 from common.storage import ArtifactFolder
+from coordinator.calls import Call, Outcome
 from coordinator.jobs import AdaptSpec, Job, MetaTrainSpec
 from coordinator.outer import OuterStep
-from coordinator.pool import Call, Outcome
 from coordinator.priors import ATTEMPT, StudyPriors
 from coordinator.rounds import Result, Round, architecture_metrics, bundled, plan, rejected_by
 from coordinator.store.jobs import JobStore

@@ -103,7 +103,7 @@ class ServiceCoordinator:
                     self._follow_cluster(pool)
                 dispatcher.turn(_TURN_S)
                 self._running = tuple(job.name for job in dispatcher.running)
-                if not pool.num_pending:
+                if not (pool.num_pending or pool.num_quick):
                     time.sleep(_IDLE_S)
             self._state = "drained"
         finally:

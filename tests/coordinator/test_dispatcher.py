@@ -37,10 +37,10 @@ from common.meta.prior import Prior, initial_prior
 from common.storage import ArtifactFolder
 from common.tasks import DatasetFile, FewShotTask, TaskChoice
 from coordinator import outer, study
+from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import AdaptSpec, FailureReason, FewShotSpec, Job, JobState, MetaTrainSpec
 from coordinator.local import LocalExecutor
-from coordinator.pool import Outcome
 from coordinator.settings import ServiceSettings
 from coordinator.store.fenced import SupersededError
 from coordinator.store.jobs import JobStore

@@ -15,9 +15,9 @@ from common.evaluate_config import load_evaluate_config
 from common.loading import load
 from common.messages import EvaluateRequest, EvaluateResult, Interim
 from common.space.released import DARTS_V2
+from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import EvaluateSpec, FailureReason, Job, JobState
-from coordinator.pool import Outcome
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Quota, Study

@@ -11,8 +11,9 @@ from common.errors import AdaptationError, InvalidInputError
 from common.evaluate_config import load_evaluate_config
 from common.messages import EvaluateRequest, EvaluateResult
 from common.space.released import DARTS_V2
+from coordinator.calls import Outcome
 from coordinator.evaluations import attempts_in, evaluate_all
-from coordinator.pool import Outcome, RayPool
+from coordinator.pool import RayPool
 
 
 class Script:

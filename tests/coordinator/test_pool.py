@@ -24,9 +24,10 @@ from common.meta.prior import Prior, initial_prior
 from common.storage import ArtifactFolder
 from common.tasks import DatasetFile, FewShotTask, TaskChoice
 from coordinator import study
+from coordinator.calls import Outcome
 from coordinator.local import LocalExecutor
 from coordinator.outer import OuterStep
-from coordinator.pool import MAX_IN_FLIGHT, Outcome, RayPool
+from coordinator.pool import MAX_IN_FLIGHT, RayPool
 from coordinator.rounds import Result, plan
 from workers.actor import WorkerStatus
 from workers.data.handful import Handful

@@ -13,10 +13,10 @@ from common.loading import load
 from common.messages import AdaptRequest, PartialSumRequest
 from common.meta.prior import Prior
 from coordinator import study
+from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import Job, JobState, MetaTrainSpec
 from coordinator.local import LocalExecutor
-from coordinator.pool import Outcome
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Quota, Study

@@ -12,9 +12,9 @@ from common.config import DatasetRef
 from common.messages import ArtifactInfo, JobResult, SweepRequest
 from common.sweep_config import validate_sweep
 from common.sweep_plan import Architectures, SweepPlan, sweep_recipe
+from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import Job, JobState, SweepSpec
-from coordinator.pool import Outcome
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Quota, Study

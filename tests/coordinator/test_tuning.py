@@ -22,8 +22,9 @@ from common.sweep_config import validate_sweep
 from common.sweep_plan import SweepPlan
 from common.sweep_space import configured
 from coordinator import study
+from coordinator.calls import Outcome
 from coordinator.local import LocalExecutor
-from coordinator.pool import Outcome, RayPool
+from coordinator.pool import RayPool
 from coordinator.tuning import check_installed
 from workers.device import choose_device
 

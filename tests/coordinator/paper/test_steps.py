@@ -13,6 +13,7 @@ from common.errors import ConflictError
 from common.evaluate_config import load_evaluate_config
 from common.loading import load, preset_tree
 from coordinator import driver, study
+from coordinator.calls import Outcome
 from coordinator.evaluations import evaluate_all
 from coordinator.experiment import fresh_tasks
 from coordinator.local import LocalExecutor
@@ -31,7 +32,6 @@ from coordinator.paper.outcome import collect_outcome
 from coordinator.paper.plain import plain
 from coordinator.paper.publish import publish
 from coordinator.paper.steps import begin, carry_out, figure4_arms, stored_prior
-from coordinator.pool import Outcome
 from coordinator.sinks import JsonLinesSink
 from workers.data.sources import load_arrays
 from workers.data.whole import load_whole

@@ -1,0 +1,68 @@
+"""Calls to workers as values: what is asked for, what becomes of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import MetaSearchError
+from common.messages import (
+    AdaptRequest,
+    EvaluateRequest,
+    FewShotRequest,
+    JobRequest,
+    PartialSumRequest,
+    SweepRequest,
+)
+from common.meta.prior import Prior
+
+Call = AdaptRequest | PartialSumRequest | JobRequest | EvaluateRequest | SweepRequest | FewShotRequest
+"""What a worker can be asked for."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call.
+
+    Attributes:
+        key: of the call.
+        result: what it returned, None if it did not.
+        error: what it raised on purpose; another attempt would raise it again, unless a resource was missing.
+        lost: why its worker had to be replaced; the call may run again.
+    """
+
+    key: str
+    result: Any = None
+    error: MetaSearchError | None = None
+    lost: str = ""
+
+
+@dataclass(frozen=True)
+class PendingCall:
+    """A call under its key, and the prior to start from, where it takes one."""
+
+    key: str
+    request: Call
+    prior: Prior | None
+
+    @property
+    def method(self) -> str:
+        """The worker's method that answers it."""
+        if isinstance(self.request, PartialSumRequest):
+            return "adapt_many"
+        if isinstance(self.request, EvaluateRequest):
+            return "evaluate"
+        if isinstance(self.request, FewShotRequest):
+            return "few_shot"
+        return "run_job" if isinstance(self.request, JobRequest) else "adapt"
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks its time limit is for."""
+        return len(self.request.requests) if isinstance(self.request, PartialSumRequest) else 1
+
+
+def exhausted(outcome: Outcome, attempts: int) -> str:
+    """What to say of a task that was started too often."""
+    return (
+        f"task {outcome.key} was started {attempts} times without a result; the last time {outcome.lost}. "
+        "Look at memory and the worker's log in the Ray dashboard, or raise cluster.max_attempts"
+    )
