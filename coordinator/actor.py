@@ -108,6 +108,7 @@ class Coordinator:
         finally:
             for sink in sinks:
                 sink.close()
+            self._metrics = {}  # who asks before the next call has begun is not told of this one
         return TrainOutcome(last.version, last.digest(), last.version >= config.rounds)
 
     def adapt(self, prior: Prior, requests: Sequence[AdaptRequest]) -> list[AdaptResult]:
@@ -137,6 +138,7 @@ class Coordinator:
                 self._tasks_done += 1
                 total += outcome.accuracy[-1]
                 self._metrics = {"accuracy": total / self._tasks_done}
+        self._metrics = {}
         return self._tasks_done
 
     def evaluate(self, requests: Sequence[EvaluateRequest]) -> list[EvaluateResult]:

@@ -163,15 +163,20 @@ def _show_costs(config: "PaperConfig", target: "Target", yes: bool) -> None:
     table.add_row("all", f"{hours:,.1f}", f"{days:,.2f}")
     _messages.print(table)
     rate = operations_per_s(config.study) / 1e12
-    counted = (
-        "The meta-training's are the paper's; all else is counted"
+    counted, caveat = (
+        (
+            "The meta-training's are the paper's; all else is counted",
+            "Full networks have fewer and larger ops than a search network and probably take less.",
+        )
         if needs_prior(target)
-        else "The paper gives no time of its few-shot experiments; all is counted"
+        else (
+            "The paper gives no time of its few-shot experiments; all is counted",
+            "Episodes are small batches, which may keep a GPU less busy.",
+        )
     )
     _messages.print(
         f"Hours of a {GPU}, the paper's GPU. {counted} in multiply-accumulates, at the {rate:.2f} TFLOP/s at which the "
-        "paper's meta-training takes its 8 days. Full networks have fewer and larger ops than a search network and "
-        "probably take less. Steps that are done already count too.",
+        f"paper's meta-training takes its 8 days. {caveat} Steps that are done already count too.",
         soft_wrap=True,
     )
     if not yes:

@@ -133,13 +133,13 @@ def _few_shot_costs(table: FewShotTable, days_per_mac: float) -> tuple[CostItem,
     assert searched is not None, "a few-shot study"
     episodes = table.rounds * family.tasks_per_round
     days_per_pass = table.repeats * days_per_mac / _PASSES
-    times = f", {table.repeats} times" if table.repeats > 1 else ""
+    times = f"{table.repeats} x " if table.repeats > 1 else ""
     items = []
     search_passes = table.search.rounds * family.tasks_per_round * few_shot_passes(searched, family)
     macs = search_macs(table.search, family.image_size, family.num_ways)
     for variant, name in VARIANTS.items():
         if any(row.variant == variant for row in FEW_SHOT_ROWS):
-            label = f"Search by {name}: {table.search.rounds:,} rounds of {family.tasks_per_round} episodes{times}"
+            label = f"Search by {name}: {times}{table.search.rounds:,} rounds of {family.tasks_per_round} episodes"
             items.append(CostItem(label, search_passes * macs * days_per_pass))
     for row in FEW_SHOT_ROWS:
         few_shot = few_shot_of(table, row)
@@ -152,7 +152,7 @@ def _few_shot_costs(table: FewShotTable, days_per_mac: float) -> tuple[CostItem,
             + len(evaluation_steps(few_shot.test_steps)) * family.num_ways * family.test_per_class
         )
         passes = episodes * few_shot_passes(few_shot, family) + tested
-        label = f"{row.published}: {table.rounds:,} rounds, {table.episodes} test episodes{times}"
+        label = f"{row.published}: {times}{table.rounds:,} rounds, {table.episodes} test episodes"
         items.append(CostItem(label, passes * macs * days_per_pass))
     return tuple(items)
 

@@ -103,11 +103,6 @@ class FewShotOutcome:
         """Whether other images take the place of the paper's."""
         return bool(self.config.stand_in)
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether a row has been run."""
-        return any(row.tested is not None for row in self.rows)
-
 
 def few_shot_outcome(table: FewShotTable, folder: Path) -> FewShotOutcome:
     """What a run's folder holds of table 4.

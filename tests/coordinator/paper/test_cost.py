@@ -71,4 +71,4 @@ def test_table_4_costs_its_own_studies_alone():
     # Two times 60,000 rounds of 4 episodes, at the rate of the meta-training.
     passes = 2 * 60_000 * 4 * 3 * (3 * 5 * 25 + 75)
     expected = 8 * passes * search_macs(FULL.few_shot.search, 84, 5) / (3 * meta_macs(FULL.study))
-    assert items["Search by Gumbel-softmax: 60,000 rounds of 4 episodes, 2 times"] == pytest.approx(expected)
+    assert items["Search by Gumbel-softmax: 2 x 60,000 rounds of 4 episodes"] == pytest.approx(expected)

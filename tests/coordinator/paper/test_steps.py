@@ -356,6 +356,8 @@ def test_workers_fill_table_4_with_the_same_figures(table4, tmp_path):
     try:
         session = driver.Session(None, handle, Console(quiet=True), 2)
         found = run("table4", tmp_path, session, config)
+        # A progress bar of the next call begins with nothing of the last one, which was a test.
+        assert ray.get(handle.progress.remote()).metrics == {}
     finally:
         ray.kill(handle)
     for row, other in zip(found.few_shot.rows, expected.few_shot.rows, strict=True):
