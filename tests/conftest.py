@@ -38,6 +38,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         measurement.start()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes, one has the tests on the shared Ray cluster, one those that start clusters of their own.
 
