@@ -100,8 +100,8 @@ def notes(found: FewShotOutcome) -> Sequence[str]:
         f"Every network of this run is meta-trained {times} from fresh weights for {table.rounds:,} rounds of "
         f"{family.tasks_per_round} episodes: {family.num_ways} classes of {family.train_per_class} support and "
         f"{family.test_per_class} query images. BASE searches for {table.search.rounds:,} such rounds before that, by "
-        f"meta-gradients of {ORDERS[searched.method]}. The paper's numbers of rounds and steps are lost; it ran search and training "
-        "twice."
+        f"meta-gradients of {ORDERS[searched.method]}. The paper's numbers of rounds and steps are lost; "
+        "it ran search and training twice."
     )
     said.append(
         f"Accuracy after {few_shot.test_steps} inner steps, on {table.episodes} episodes of unseen classes, the same "
