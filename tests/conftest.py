@@ -14,8 +14,9 @@ from workers.data.cache import CACHE_VARIABLE
 TRACED = (
     "tests/common/",
     "tests/contracts/",
-    "tests/workers/test_adapt.py",
+    *(f"tests/workers/test_{name}.py" for name in ("adapt", "few_shot", "turns")),
     *(f"tests/coordinator/test_{name}.py" for name in ("jobs", "fairness", "outer", "rounds", "report")),
+    *(f"tests/coordinator/test_{name}_few_shot.py" for name in ("outer", "rounds")),
 )
 
 
@@ -37,6 +38,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         measurement.start()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes, one has the tests on the shared Ray cluster, one those that start clusters of their own.
 

@@ -308,6 +308,8 @@ def test_the_command_line_submits_it_and_shows_the_answer(
     code, _, err = run("result", *reach, name)
     assert code == 0 and "a.png" in err and "four 0.12" in err and "transductive BatchNorm" in err, err
     assert "1.000 to 0.250 nats" in err and "0.75" in err
+    code, _, err = run("export", *reach, name, "--format", "onnx", "--out", "network.onnx")
+    assert code == InvalidInputError.exit_code and "few_shot.network = 'genotype' it does" in err
     for arguments, words in (
         ((str(photos), "--statistics", "both"), "statistics must be transductive or inductive"),
         ((str(photos), images[0], str(photos)), "is a folder; give one folder of queries, or files"),

@@ -50,6 +50,7 @@ BASE = {"base_gumbel": "gumbel", "base_softmax": "softmax"}
 CONTROL = "random_genotype"
 BASELINES = {"maml": "maml", "reptile": "reptile"}
 ARMS = (*BASE, CONTROL, *BASELINES)
+FULL_CHANNELS = 16
 PROGRESS_S = 20.0
 
 
@@ -94,8 +95,9 @@ def run_arm(arm: str, seed: int, budget: Budget, folder: Path) -> dict[str, Any]
 
 
 def trained_by_itself(search: StudyConfig, genotype: Genotype) -> StudyConfig:
-    """The study that meta-trains the network of one genotype, on the episodes of the search."""
+    """The study that meta-trains the network of one genotype, wider than the search's, on its episodes."""
     tree = search.model_dump(mode="json")
+    tree["network"]["channels"] = FULL_CHANNELS
     tree["few_shot"] |= {"network": "genotype", "genotype": genotype.model_dump(mode="json")}
     return validate(tree)
 
@@ -272,7 +274,7 @@ def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--rounds", type=int, default=600, help="of meta-training, for every arm")
+    parser.add_argument("--rounds", type=int, default=300, help="of meta-training, for every arm")
     parser.add_argument("--episodes", type=int, default=600, help="of the test")
     parser.add_argument("--meta-seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
