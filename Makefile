@@ -23,11 +23,10 @@ help: ## List the targets
 demo: $(INSTALLED) ## Meta-learn a small prior, adapt it to unseen tasks, draw the results
 	$(BIN)/metasearch demo $(ARGS)
 
-# One thread in each of the processes that test side by side: more would wait for each other. Three on two cores: the two
-# with tests on Ray mostly wait for other processes. Ray's workers get their share of the cores (it gives them less by
-# default), or tests that wait for them run into their time limits.
+# One thread in each of the processes that test side by side: more would wait for each other. Ray's workers get their share
+# of the cores (it gives them less by default), or tests that wait for them run into their time limits.
 test: $(INSTALLED) data redis ## Run the tests; without ARGS also hold the coverage of the pure modules
-	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses=3 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=)
 	$(if $(ARGS),@true,$(BIN)/coverage report --fail-under=$(MIN_COVERAGE_PERCENT))
 
 check: $(INSTALLED) ## Check format, lint, types and the direction of imports

@@ -24,7 +24,7 @@ def choice(**fields: Any) -> TaskChoice:
 
 def unseen_digits() -> set[str]:
     arrays = load_arrays(DATA, 16)
-    return {arrays.class_names[index] for index in classes_of(arrays, "unseen", DATA.unseen_fraction, DATA.split_seed)}
+    return {arrays.class_names[index] for index in classes_of(arrays, "unseen", DATA)}
 
 
 def test_named_classes_are_taken_in_their_order():
@@ -80,7 +80,7 @@ def test_seed_and_task_id_choose_the_images(classes: object):
     [
         ({"image_size": 32}, ["image_size 32", "16"]),
         ({"classes": 6}, ["num_ways is 6", "5 classes"]),
-        ({"classes": 2, "test_per_class": 10_000}, ["test_per_class = 10000"]),
+        ({"classes": 2, "test_per_class": 10_000}, ["test_per_class is 10000"]),
         ({"data": {"source": "digitz"}}, ["digitz", "did you mean 'digits'"]),
     ],
 )
