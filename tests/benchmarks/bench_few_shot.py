@@ -23,6 +23,7 @@ import torch
 from bench_few_shot_job import images_of, local_service, seconds_to_answer
 from numpy.typing import NDArray
 from reporting import arguments, console, finish, interleaved, spread
+from rich.console import Console
 from rich.table import Table
 
 from common.artifacts import PriorStore
@@ -243,13 +244,14 @@ def answered(repeats: int) -> dict[str, Any]:
 
 def show(arms: dict[str, dict[str, Any]], found: dict[str, Any], seconds: dict[str, Any]) -> None:
     """Tables for people."""
+    wide = Console(stderr=True, width=max(console.width, 120))  # whole, also where it goes to a file
     table = Table(title="5-way 5-shot, unseen scripts, transductive", show_edge=False)
     for column in ("arm", "accuracy", "parameters", "meta-training, s", "cells by"):
         table.add_column(column)
     for arm, result in arms.items():
         interval = f"{result['mean']:.3f} ({result['low']:.3f} to {result['high']:.3f})"
         table.add_row(arm, interval, f"{result['num_params']:,}", f"{result['meta_train_s']:.0f}", str(result["path"]))
-    console.print(table)
+    wide.print(table)
     table = Table(title="Meta-gradients against the exact one, medians", show_edge=False)
     for column in ("method", "cosine, weights", "cosine, architecture", "time over exact", "cells by"):
         table.add_column(column)
@@ -262,7 +264,7 @@ def show(arms: dict[str, dict[str, Any]], found: dict[str, Any], seconds: dict[s
             f"{result['seconds_over_exact']['median']:.2f}",
             result["path"],
         )
-    console.print(table)
+    wide.print(table)
     console.print(f"submit to answer: first {seconds['first_s']:.2f} s, warm {seconds['warm_s']['median']:.2f} s")
 
 
