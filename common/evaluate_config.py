@@ -12,6 +12,7 @@ from common.config import Frozen, NonNegativeFloat, PositiveFloat, Precision, ex
 from common.errors import ConflictError, InvalidInputError, NotFoundError
 from common.loading import apply_overrides
 from common.network_config import FullNetworkConfig, PublishedMotif, network_config
+from common.values import LearningRate, LearningRateOrZero
 
 Schedule = Literal["cosine", "sgdr"]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -48,9 +49,9 @@ class EvaluateConfig(Frozen):
     """Equal parts of a batch that are computed one by one, or by as many processes: each has BatchNorm statistics of
     its own, and running statistics take the parts' mean. More parts need less memory. A number of processes must divide
     it (reconstruction: the released code's data parallelism has one part per GPU)."""
-    lr: PositiveFloat = 0.025
+    lr: LearningRate = 0.025
     """First learning rate of SGD (released code: 0.025 for CIFAR, 0.05 for ImageNet)."""
-    lr_end: NonNegativeFloat = 0.0
+    lr_end: LearningRateOrZero = 0.0
     """Learning rate that a cosine falls to (released code: 0)."""
     schedule: Schedule = "cosine"
     """cosine: one fall over all epochs. sgdr: falls of growing length, each after a jump back to `lr` (paper: SGDR for

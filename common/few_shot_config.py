@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from common.errors import InvalidInputError
 from common.space.genotype import Genotype
-from common.values import Frozen, NonNegativeFloat, PositiveFloat
+from common.values import Frozen, LearningRate, LearningRateOrZero, PositiveFloat
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -18,9 +18,9 @@ BatchStatistics = Literal["transductive", "inductive"]
 class MetaAdamConfig(Frozen):
     """Adam on the mean of the tasks' meta-gradients. Its moments are part of the prior."""
 
-    lr: PositiveFloat = 1e-3
+    lr: LearningRate = 1e-3
     """Of the weights, the classifier's included."""
-    alpha_lr: NonNegativeFloat = 1e-3
+    alpha_lr: LearningRateOrZero = 1e-3
     """Of the architecture logits; 0 freezes them."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(1e-8, ge=1e-9)
@@ -32,11 +32,11 @@ class MetaSgdConfig(Frozen):
     """Plain steps down the mean of the tasks' meta-gradients. With method `reptile` and a rate of 1, the prior moves to
     the mean of where the tasks ended (Nichol et al. 2018)."""
 
-    lr: PositiveFloat = 1.0
+    lr: LearningRate = 1.0
     """Of the weights, the classifier's included, in the first round ..."""
-    lr_end: NonNegativeFloat | None = None
+    lr_end: LearningRateOrZero | None = None
     """... and in the last; linear in between. Constant where not given."""
-    alpha_lr: NonNegativeFloat = 1.0
+    alpha_lr: LearningRateOrZero = 1.0
     """Of the architecture logits, constant; 0 freezes them."""
 
 
@@ -63,9 +63,9 @@ class FewShotConfig(Frozen):
     """Inner steps while meta-training."""
     test_steps: int = Field(10, ge=0)
     """Inner steps for tasks that are tested or submitted."""
-    theta_lr: PositiveFloat = 0.05
+    theta_lr: LearningRate = 0.05
     """Rate of the inner steps, plain SGD, for weights and classifier."""
-    alpha_lr: NonNegativeFloat = 0.05
+    alpha_lr: LearningRateOrZero = 0.05
     """The same for architecture logits; 0 keeps them."""
     displacement: PositiveFloat = 0.1
     """Length of the displacement of finite_difference, in the space of all parameters. On smooth losses 0.01 is better;

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from common.latency import LatencyTable
 from common.network_config import FullNetworkConfig
 from common.space.primitives import PRIMITIVES
-from common.values import Fraction, Frozen, NonNegativeFloat, PositiveFloat
+from common.values import Fraction, Frozen, LearningRate, LearningRateOrZero, NonNegativeFloat, PositiveFloat
 
 RelaxationKind = Literal["gumbel", "softmax", "straight_through", "single_path"]
 HardKind = Literal["straight_through", "single_path"]
@@ -43,8 +43,8 @@ class RelaxationConfig(Frozen):
 class SgdConfig(Frozen):
     """SGD on the weights."""
 
-    lr: PositiveFloat = 0.025
-    lr_end: NonNegativeFloat | None = None
+    lr: LearningRate = 0.025
+    lr_end: LearningRateOrZero | None = None
     """With it, the rate falls along a cosine from `lr` to `lr_end` within the task."""
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 3e-4
@@ -53,7 +53,7 @@ class SgdConfig(Frozen):
 class AdamConfig(Frozen):
     """Adam on the architecture logits. No weight decay: the KL divergence to the prior takes its place."""
 
-    lr: NonNegativeFloat = 0.01
+    lr: LearningRateOrZero = 0.01
     """0 freezes the architecture."""
     betas: tuple[Fraction, Fraction] = (0.5, 0.999)
 

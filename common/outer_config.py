@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.values import Fraction, Frozen, NonNegativeFloat, PositiveFloat
+from common.values import Fraction, Frozen, LearningRate, NonNegativeFloat, PositiveFloat
 
 
 class TrialsConfig(Frozen):
@@ -15,7 +15,7 @@ class TrialsConfig(Frozen):
     """Per task."""
     steps: int = Field(40, ge=1)
     batch_size: int = Field(32, ge=2)
-    lr: PositiveFloat = 0.1
+    lr: LearningRate = 0.1
     """At first; along a cosine to zero."""
     weights: Literal["fresh", "prior"] = "fresh"
     """Where training starts: weights drawn anew for each task, or the prior's."""

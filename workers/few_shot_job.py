@@ -24,10 +24,8 @@ from common.meta.few_shot_network import FewShotNetwork
 from common.meta.inherit import genotype_network
 from common.meta.params import ALPHA, CLASSIFIER
 from common.meta.prior import Prior
-from common.network_config import network_folder
 from common.nn.calibration import recalibrate_
 from common.nn.full import FullNetwork
-from common.nn.stored import save_network
 from common.nn.supernet import match_channels
 from common.space.genotype import Genotype
 from common.storage import ArtifactFolder
@@ -37,19 +35,8 @@ from workers.data.handful import Handful, handful_from_bytes
 from workers.device import to_float, use_single_thread
 from workers.environment import environment
 from workers.few_shot import Adapted, predict
-from workers.inherit import NETWORK_FILES
 from workers.job import entropies, find_genotype
-from workers.results import (
-    RESULT,
-    WEIGHTS,
-    begin_results,
-    info_of,
-    json_bytes,
-    plain,
-    weights_bytes,
-    write_files,
-    write_manifest,
-)
+from workers.results import RESULT, WEIGHTS, json_bytes, plain, store_results, weights_bytes
 from workers.runner import TaskRunner
 
 PREDICTIONS = "predictions.json"
@@ -89,18 +76,12 @@ def run_few_shot(runner: TaskRunner, prior: Prior, request: FewShotRequest) -> J
     content = _describe(request, prior, adapted, network, found, ready)
     predictions = _predictions(request, adapted)
     seconds = time.perf_counter() - started_s
-    folder = ArtifactFolder(request.result_url)
-    begin_results(folder)
     files = {
         PREDICTIONS: json_bytes({"classes": list(request.task.classes), "predictions": predictions}),
         WEIGHTS: weights_bytes(adapted.vectors),
         RESULT: json_bytes({**content, "seconds": seconds}),
     }
-    artifacts = write_files(folder, files)
-    if ready is not None:
-        save_network(network_folder(folder), ready)
-        artifacts += tuple(info_of(name, folder.read(name)) for name in NETWORK_FILES)
-    write_manifest(folder, artifacts)
+    artifacts = store_results(ArtifactFolder(request.result_url), files, ready)
     summary = {name: content[name] for name in _SUMMARY}
     summary |= {
         "prior_version": prior.version,

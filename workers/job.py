@@ -43,7 +43,7 @@ from common.messages import (
 )
 from common.meta.posterior import num_categoricals
 from common.meta.prior import Prior
-from common.network_config import NETWORK, network_folder
+from common.network_config import NETWORK
 from common.nn.stored import save_network
 from common.space.genotype import DerivationRule, derive
 from common.storage import ArtifactFolder
@@ -58,8 +58,6 @@ from workers.environment import environment
 from workers.evaluate import CHECKPOINTS, EvaluationPlan
 from workers.evaluate import describe as describe_evaluation
 from workers.inherit import (
-    NETWORK_FILES,
-    ReadyNetwork,
     describe_network,
     fine_tune_request,
     ready_network,
@@ -72,6 +70,7 @@ from workers.results import (
     info_of,
     json_bytes,
     plain,
+    store_results,
     weights_bytes,
     write_files,
     write_manifest,
@@ -148,7 +147,11 @@ def run_job(
         job_id=request.job_id,
         update=None if result.update is None else replace(result.update, task_id=request.job_id),
         summary=_summary(content),
-        artifacts=_store(ArtifactFolder(request.result_url), result.weights, content, ready),
+        artifacts=store_results(
+            ArtifactFolder(request.result_url),
+            {WEIGHTS: weights_bytes(result.weights), RESULT: json_bytes(content)},
+            None if ready is None else ready.network,
+        ),
     )
 
 
@@ -353,25 +356,6 @@ def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": content["adapt_s"],
         **({"fine_tuned": summary_of(content["derived_network"])} if "derived_network" in content else {}),
     }
-
-
-def _store(
-    folder: ArtifactFolder,
-    weights: Mapping[str, NDArray[np.float32]],
-    content: Mapping[str, Any],
-    ready: ReadyNetwork | None,
-) -> tuple[ArtifactInfo, ...]:
-    files = {
-        WEIGHTS: weights_bytes(weights),
-        RESULT: json_bytes(content),
-    }
-    begin_results(folder)
-    artifacts = write_files(folder, files)
-    if ready is not None:
-        save_network(network_folder(folder), ready.network)
-        artifacts += tuple(info_of(name, folder.read(name)) for name in NETWORK_FILES)
-    write_manifest(folder, artifacts)
-    return artifacts
 
 
 def _earlier_checkpoints(result_url: str) -> list[CheckpointFolder]:

@@ -11,13 +11,30 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
 from common.messages import ArtifactInfo
+from common.network_config import network_folder
+from common.nn.full import FullNetwork
+from common.nn.stored import save_network
 from common.space.genotype import Genotype
 from common.storage import ArtifactFolder
+from workers.inherit import NETWORK_FILES
 
 WEIGHTS = "weights.safetensors"
 RESULT = "result.json"
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+
+
+def store_results(
+    folder: ArtifactFolder, files: Mapping[str, bytes], network: FullNetwork | None
+) -> tuple[ArtifactInfo, ...]:
+    """Stores all of a result: its files, a network that is ready to use in a folder of its own, and the manifest."""
+    begin_results(folder)
+    artifacts = write_files(folder, files)
+    if network is not None:
+        save_network(network_folder(folder), network)
+        artifacts += tuple(info_of(name, folder.read(name)) for name in NETWORK_FILES)
+    write_manifest(folder, artifacts)
+    return artifacts
 
 
 def begin_results(folder: ArtifactFolder) -> None:

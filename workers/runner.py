@@ -123,6 +123,7 @@ class TaskRunner:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
+        self._free_memory()
         less = (
             "few_shot.method to 'finite_difference'" if request.few_shot.method == "exact" else "network.channels lower"
         )
@@ -146,11 +147,14 @@ class TaskRunner:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-        # Only now is the traceback gone, and with it what it held on to.
+        self._free_memory()
+        return None
+
+    def _free_memory(self) -> None:
+        """Gives back what a failure held on to. Call it once the traceback is gone, or that holds on."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return None
 
     def _supernet(self, space: SpaceConfig, network: NetworkConfig) -> Supernet:
         if self._warm is None or self._warm[:2] != (space, network):

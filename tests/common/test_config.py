@@ -274,6 +274,7 @@ def test_a_value_with_a_line_break_sets_nothing_else():
         ("inner.steps=0", ["inner.steps", "greater than or equal to 1", "got 0"]),
         ("inner.batch_size=1", ["inner.batch_size", "greater than or equal to 2", "got 1"]),
         ("inner.theta.lr=0", ["inner.theta.lr", "greater than 0", "got 0"]),
+        ("inner.theta.lr=1e30", ["inner.theta.lr", "less than or equal to 1000", "got 1e+30"]),
         ("inner.theta.lr=nan", ["inner.theta.lr", "finite", "got nan"]),
         ("inner.theta.lr=inf", ["inner.theta.lr", "finite", "got inf"]),
         ("inner.theta.momentum=1.5", ["inner.theta.momentum", "less than or equal to 1", "got 1.5"]),
