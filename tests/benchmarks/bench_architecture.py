@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+from genotypes import random_genotype as drawn_genotype
 from numpy.typing import NDArray
 from reporting import arguments, console, finish
 from rich.console import Console
@@ -279,11 +280,8 @@ def _untrained(config_json: str) -> Prior:
 
 
 def random_genotype(seed: int, *keys: str | int) -> Genotype:
-    """Uniform: per node two different (source, op) pairs, `none` left out."""
-    space = study_of("trials", 0, 1).space
-    uniform = np.full((space.topology.num_edges, len(space.ops)), 1 / len(space.ops))
-    kinds = dict.fromkeys(space.cell_kinds, uniform)
-    return derive(kinds, space.topology, space.ops, "sample", derived_seed(seed, *keys))
+    """One of the space that architectures are learnt in."""
+    return drawn_genotype(study_of("trials", 0, 1).space, derived_seed(seed, *keys))
 
 
 def equal_sized(genotype: Genotype, seed: int, *keys: str | int) -> Genotype:

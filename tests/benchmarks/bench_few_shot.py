@@ -21,6 +21,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from bench_few_shot_job import images_of, local_service, seconds_to_answer
+from genotypes import random_genotype
 from numpy.typing import NDArray
 from reporting import arguments, console, finish, interleaved, spread
 from rich.console import Console
@@ -33,17 +34,16 @@ from common.loading import load
 from common.messages import AdaptRequest, MetaGradient
 from common.meta.few_shot_network import network_of
 from common.meta.prior import ALPHA, Prior
-from common.space.genotype import Genotype, derive
-from common.storage import ArtifactFolder
+from common.space.genotype import Genotype
 from common.streams import derived_seed
 from coordinator import meta_test, study
 from coordinator.local import LocalExecutor
+from coordinator.meta_test_run import run_meta_test
 from coordinator.outer import prior_genotype
 from coordinator.rounds import plan
 from workers.data.episodes import load_episode
 from workers.data.sources import load_arrays
 from workers.device import use_single_thread
-from workers.environment import environment
 from workers.few_shot import learn
 
 TEST_SEED = 70_000  # used for nothing but this benchmark
@@ -83,7 +83,7 @@ def run_arm(arm: str, seed: int, budget: Budget, folder: Path) -> dict[str, Any]
     )
     search_s = 0.0
     if arm == CONTROL:
-        genotype = random_genotype(search, seed)
+        genotype = random_genotype(search.space, derived_seed(seed, "random genotype"))
     else:
         found, search_s = meta_trained(search, folder / "search", f"{arm}, seed {seed}, search")
         genotype = prior_genotype(found.vectors[ALPHA], search)
@@ -101,14 +101,6 @@ def trained_by_itself(search: StudyConfig, genotype: Genotype) -> StudyConfig:
     tree["network"]["channels"] = FULL_CHANNELS
     tree["few_shot"] |= {"network": "genotype", "genotype": genotype.model_dump(mode="json")}
     return validate(tree)
-
-
-def random_genotype(config: StudyConfig, seed: int) -> Genotype:
-    """Two distinct (source, op) pairs per node, all equally likely, `none` left out."""
-    space = config.space
-    uniform = np.ones((space.topology.num_edges, len(space.ops)))
-    kinds = dict.fromkeys(space.cell_kinds, uniform)
-    return derive(kinds, space.topology, space.ops, "sample", derived_seed(seed, "random genotype"))
 
 
 def meta_trained(config: StudyConfig, folder: Path, label: str) -> tuple[Prior, float]:
@@ -136,25 +128,22 @@ def tested(prior: Prior, config: StudyConfig, budget: Budget, folder: Path) -> d
     arrays = load_arrays(family.data, family.image_size)
     planned = meta_test.plan_meta_test(prior, config, options, arrays, family)
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts = ArtifactFolder(str(folder))
-    meta_test.begin(artifacts, planned)
-    outcomes = meta_test.read_episodes(artifacts, planned)
-    missing = [episode for episode in range(budget.episodes) if episode not in outcomes]
-    report = progress(f"{folder.parent.name}, test episodes", budget.episodes, len(outcomes))
-    requests = [meta_test.episode_request(planned, prior, config, arrays, episode) for episode in missing]
-    with meta_test.opened_log(folder) as log:
-        for result in LocalExecutor(torch.device("cpu")).run(prior, requests):
-            outcome = meta_test.outcome_of(result)
-            log.add(outcome)
-            outcomes[outcome.episode] = outcome
-            report(len(outcomes), "")
-    kept = [outcomes[episode] for episode in range(budget.episodes)]
-    summary = meta_test.summarise(planned, kept, environment())
+
+    def learn_episodes(requests: Sequence[AdaptRequest], num_before: int) -> bool:
+        report = progress(f"{folder.parent.name}, test episodes", budget.episodes, num_before)
+        with meta_test.opened_log(folder) as log:
+            for done, result in enumerate(LocalExecutor(torch.device("cpu")).run(prior, requests), num_before + 1):
+                log.add(meta_test.outcome_of(result))
+                report(done, "")
+        return True
+
+    result = run_meta_test(folder, planned, prior, config, arrays, budget.episodes, learn_episodes)
+    assert result is not None, "nothing interrupts it"
     network = network_of(config)
     return {
-        **summary.last.model_dump(),
-        "by_step": {step: interval.mean for step, interval in summary.accuracy.items()},
-        "evaluation": summary.evaluation,
+        **result.last.model_dump(),
+        "by_step": {step: interval.mean for step, interval in result.accuracy.items()},
+        "evaluation": result.evaluation,
         "num_params": sum(size for name, size in network.sizes.items() if name != ALPHA),
         "path": network.path,
     }

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from genotypes import random_genotype
 from numpy.typing import NDArray
 from reporting import arguments, console, finish
 
@@ -19,7 +20,7 @@ from common.config import DatasetRef, StudyConfig, TaskFamily
 from common.loading import load
 from common.messages import AdaptRequest, AdaptResult
 from common.meta.prior import Prior, initial_prior
-from common.space.genotype import Genotype, derive
+from common.space.genotype import Genotype
 from common.tasks import LearningTask
 from coordinator import study
 from coordinator.driver import Session, open_session
@@ -36,11 +37,8 @@ BAR = -0.02
 
 
 def random_genotypes(config: StudyConfig, count: int, seed: int) -> list[Genotype]:
-    """Two distinct (source, op) pairs per node, all equally likely."""
-    space = config.space
-    uniform = np.ones((space.topology.num_edges, len(space.ops)))
-    by_kind = dict.fromkeys(space.cell_kinds, uniform)
-    return [derive(by_kind, space.topology, space.ops, "sample", seed + index) for index in range(count)]
+    """As many, one for each of the seeds from `seed` on."""
+    return [random_genotype(config.space, seed + index) for index in range(count)]
 
 
 def requests(
