@@ -4,25 +4,22 @@ No script, no font, no image comes from elsewhere. It follows the reader's choic
 white with everything unfolded, and is as narrow as a telephone where it has to be.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from common.config import StudyConfig
-from common.few_shot_config import FewShotConfig
 from common.space.topology import Topology
 from common.telemetry import metric_name
-from coordinator.html_report.axes import data_table, percent, significant
+from coordinator.html_report.axes import percent, significant
 from coordinator.html_report.cells import cell_figures, source_name
 from coordinator.html_report.charts import Line, heatmap, line_chart, path_chart, stacked_bars
-from coordinator.html_report.collect import flattened
 from coordinator.html_report.document import document
 from coordinator.html_report.front import front_section
 from coordinator.html_report.markup import Content, Markup, element, joined
+from coordinator.html_report.parts import chart_grid, duration, facts_list, missing, ranges
 from coordinator.html_report.pca import Components
-from coordinator.html_report.provenance import StoredFile
+from coordinator.html_report.records import configuration, environment, provenance
 from coordinator.html_report.report import Accuracy, Kind, Report
 from coordinator.html_report.sweeps import sweep_section
 
@@ -34,20 +31,6 @@ _KINDS: Mapping[Kind, str] = {
     "adaptation": "Adaptation to one task",
     "sweep": "Sweep",
     "front": "Pareto front of one prior",
-}
-_STATES: Mapping[str, str] = {
-    "intact": "\N{CHECK MARK} as its manifest says",
-    "altered": "\N{BALLOT X} differs from its manifest",
-    "missing": "\N{BALLOT X} missing",
-    "unlisted": "no manifest",
-    "withheld": "a secret: not read",
-}
-_COUNTED: Mapping[str, str] = {
-    "intact": "as their manifests say",
-    "altered": "not as their manifests say",
-    "missing": "missing",
-    "unlisted": "without a manifest",
-    "withheld": "secret, and not read",
 }
 _NO_ARCHITECTURE = "The study learns weights alone: few_shot.network gives its network."
 
@@ -64,9 +47,9 @@ def page(report: Report) -> str:
         ("posterior", "Architecture posterior", _posterior(report)),
         ("components", "Course of the prior", _components(report)),
         ("cost", "Cost", _cost(report)),
-        ("configuration", "Configuration", _configuration(report)),
-        ("environment", "Environment", _environment(report)),
-        ("provenance", "Provenance", _provenance(report)),
+        ("configuration", "Configuration", configuration(report)),
+        ("environment", "Environment", environment(report)),
+        ("provenance", "Provenance", provenance(report)),
     )
     if report.kind == "front":  # the rest is in the run's report
         sections = (sections[0], *front, sections[-1])
@@ -101,7 +84,7 @@ def _summary(report: Report) -> Markup:
     if wrong:
         names = ", ".join(file.name for file in wrong)
         notes.append(element("p", f"Not as the manifests say: {names}.", class_="bad"))
-    return joined(*notes, _facts(facts))
+    return joined(*notes, facts_list(facts))
 
 
 def _curves(report: Report) -> Markup:
@@ -132,8 +115,8 @@ def _curves(report: Report) -> Markup:
         caption = "How far a round moved the prior's weights"
         charts.append(line_chart(caption, "Round", "Length of the move", _versions(report), moves))
     if not charts:
-        return _missing("There are no learning curves: no round has ended yet, or rounds.jsonl is not in the folder.")
-    return _charts(charts)
+        return missing("There are no learning curves: no round has ended yet, or rounds.jsonl is not in the folder.")
+    return chart_grid(charts)
 
 
 def _query_charts(report: Report) -> list[Markup]:
@@ -150,9 +133,9 @@ def _query_charts(report: Report) -> list[Markup]:
 
 def _cells(report: Report) -> Markup:
     if report.found is None and _has_no_architecture(report):
-        return _missing(_NO_ARCHITECTURE)
+        return missing(_NO_ARCHITECTURE)
     if report.found is None:
-        return _missing("There is no architecture to draw: the folder holds no intact prior.")
+        return missing("There is no architecture to draw: the folder holds no intact prior.")
     origin = report.found.origin
     if report.found.probability is not None:
         origin += f" Its probability is {significant(report.found.probability)}."
@@ -167,7 +150,7 @@ def _has_no_architecture(report: Report) -> bool:
 
 def _posterior(report: Report) -> Markup:
     if _has_no_architecture(report):
-        return _missing(_NO_ARCHITECTURE)
+        return missing(_NO_ARCHITECTURE)
     parts: list[Content] = []
     if report.posteriors:
         kinds = list(report.posteriors[0].probabilities)
@@ -178,7 +161,7 @@ def _posterior(report: Report) -> Markup:
             count = len(report.versions)
             kept = "all" if count == len(report.posteriors) else f"of the {count}"
             sentence = f"On every edge, the probability of each op. Shown: version {shown}, {kept} that are kept"
-            which = "" if kept == "all" else f" ({_ranges(report.versions)})"
+            which = "" if kept == "all" else f" ({ranges(report.versions)})"
             parts.append(element("p", f"{sentence}{which}. checkpoint.keep_last says how many are."))
         for kind in kinds:
             top = max(LEAST_TOP, *(float(posterior.probabilities[kind].max()) for posterior in report.posteriors))
@@ -192,18 +175,18 @@ def _posterior(report: Report) -> Markup:
                 )
                 for posterior in report.posteriors
             ]
-            parts.append(_charts(maps))
+            parts.append(chart_grid(maps))
     else:
-        parts.append(_missing("There are no heatmaps: the folder holds no intact prior."))
+        parts.append(missing("There are no heatmaps: the folder holds no intact prior."))
     parts.append(element("h3", "Entropy and strongest ops over the rounds"))
     charts = [*_entropy(report), *_histograms(report)]
     if charts:
-        parts.append(_charts(charts))
+        parts.append(chart_grid(charts))
     elif report.entropies:
         values = ", ".join(f"{kind} {value:.3f} nats" for kind, value in report.entropies.items())
         parts.append(element("p", f"Mean entropy of the adapted posterior: {values}. An adaptation has no rounds."))
     else:
-        parts.append(_missing("They are not in the folder: metasearch train writes them to rounds.jsonl."))
+        parts.append(missing("They are not in the folder: metasearch train writes them to rounds.jsonl."))
     return joined(*parts)
 
 
@@ -233,9 +216,9 @@ def _histograms(report: Report) -> list[Markup]:
 def _components(report: Report) -> Markup:
     count = len(report.component_versions)
     if report.kind == "adaptation":
-        return _missing("An adaptation starts from one version of a prior; its course is in the run's report.")
+        return missing("An adaptation starts from one version of a prior; its course is in the run's report.")
     if report.weight_components is None:
-        return _missing(
+        return missing(
             f"Principal components need at least 3 versions of the prior, {count} are kept; "
             "set checkpoint.keep_last to keep more."
         )
@@ -244,16 +227,16 @@ def _components(report: Report) -> Markup:
     if report.architecture_components is not None:
         charts.insert(0, _component_chart("Architecture posterior", report.architecture_components, names))
     text = (
-        f"The first two principal components of {count} kept versions ({_ranges(report.component_versions)}), "
+        f"The first two principal components of {count} kept versions ({ranges(report.component_versions)}), "
         "in their order. Points are labelled by version."
     )
-    return joined(element("p", text), _charts(charts))
+    return joined(element("p", text), chart_grid(charts))
 
 
 def _component_chart(what: str, components: Components, names: Sequence[str]) -> Markup:
     first, second = components.explained
     if first == 0:
-        return _missing(f"{what}: the kept versions do not differ.")
+        return missing(f"{what}: the kept versions do not differ.")
     caption = f"{what}: {percent(first + second)} of the variance"
     labels = (f"component 1 ({percent(first)})", f"component 2 ({percent(second)})")
     return path_chart(caption, *labels, names, components.points)
@@ -273,7 +256,7 @@ def _cost(report: Report) -> Markup:
             median = f"{significant(float(np.median(speeds)))} (median of the rounds)"
             facts.append(("Training images per second of a worker", median))
     if not facts:
-        return _missing("Nothing about cost is in the folder: it holds neither rounds nor an intact prior.")
+        return missing("Nothing about cost is in the folder: it holds neither rounds nor an intact prior.")
     charts = []
     if report.rounds:
         speed = [Line("Images per second", _metric(report, "images_per_second"))]
@@ -282,96 +265,9 @@ def _cost(report: Report) -> Markup:
         )
         seconds = [Line("Seconds", _metric(report, "round_seconds"))]
         charts.append(line_chart("Wall clock of a round", "Round", "Seconds", _versions(report), seconds))
-    return joined(_facts(facts), element("h3", "Over the rounds") if charts else "", _charts(charts) if charts else "")
-
-
-def _configuration(report: Report) -> Markup:
-    parts: list[Content] = []
-    if report.facts or report.task is not None:
-        given = {**({} if report.task is None else {"task": report.task}), **report.facts}
-        rows = [[_code(name), _code(_written(value))] for name, value in flattened(given)]
-        title = "Task and prior" if report.task is not None else "Prior"
-        parts.append(_folded(title, data_table(["field", "value"], rows, title), is_open=True))
-    if report.config is None:
-        parts.append(
-            _missing("The study's configuration is not among an adaptation's results; it is in the run, or the study.")
-        )
-    else:
-        rows, num_defaults = _config_rows(report.config)
-        text = f"All {len(rows)} fields as they were resolved; {num_defaults} have their default."
-        parts.append(element("p", text))
-        parts.append(_folded("Resolved configuration", data_table(["field", "value", ""], rows, "Configuration")))
-    return joined(*parts)
-
-
-def _config_rows(config: StudyConfig) -> tuple[list[list[Markup]], int]:
-    """Fields with their values, marked where they are defaults; and how many are."""
-    usual = StudyConfig(few_shot=None if config.few_shot is None else FewShotConfig())
-    defaults = dict(flattened(usual.model_dump(mode="json")))
-    rows, num_defaults = [], 0
-    tree = config.model_dump(mode="json")
-    for inner in (tree["inner"], tree["adapt"]):
-        if inner["cost"] is not None and inner["cost"]["table"] is not None:
-            table = inner["cost"]["table"]
-            inner["cost"]["table"] = f"{len(table['ops'])} times of ops, {table['device']}"  # not each of them
-    for name, value in flattened(tree):
-        head, *rest = name.split(".")
-        # Every family has the defaults of the first.
-        key = ".".join([head, "0", *rest[1:]]) if head == "families" else name
-        is_default = key in defaults and defaults[key] == value
-        num_defaults += is_default
-        mark = element("span", "default", class_="note") if is_default else element("strong", "set")
-        rows.append([_code(name), _code(_written(value)), mark])
-    return rows, num_defaults
-
-
-def _environment(report: Report) -> Markup:
-    if report.environment is None:
-        return _missing(
-            "A run's folder does not record what it was computed with; results of adaptations and demos do."
-        )
-    return _facts([(name, _written(value)) for name, value in report.environment.items()])
-
-
-def _provenance(report: Report) -> Markup:
-    if not report.files:
-        return _missing("The folder holds no file.")
-    counts = {state: sum(file.state == state for file in report.files) for state in _STATES}
-    said = ", ".join(f"{count} {_COUNTED[state]}" for state, count in counts.items() if count)
-    total = sum(file.num_bytes for file in report.files if file.state != "missing")
-    text = f"{len(report.files)} files, {size(total)}: {said}. Sizes and SHA-256 were computed for this page."
-    rows = [_file_row(file) for file in report.files]
-    table = data_table(["file", "size", "SHA-256", "state"], rows, "Files")
-    return joined(element("p", text), _folded("Files", table, is_open=len(rows) <= 20))
-
-
-def _file_row(file: StoredFile) -> list[Content]:
-    state = element("span", _STATES[file.state], class_="bad" if file.state in ("altered", "missing") else None)
-    digest = element("code", file.sha256, class_="hash") if file.sha256 is not None else joined("-")
-    return [
-        _code(file.name),
-        element("span", size(file.num_bytes), title=f"{file.num_bytes:,} bytes", class_="size"),
-        digest,
-        state,
-    ]
-
-
-def duration(seconds: float) -> str:
-    """A duration as people say it: "0.8 s", "2 min 5 s", "3 h 20 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(num_bytes: int) -> str:
-    """A number of bytes as people say it."""
-    if num_bytes < 1024:
-        return f"{num_bytes} bytes"
-    value, unit = (num_bytes / 1024, "KiB") if num_bytes < 1 << 20 else (num_bytes / (1 << 20), "MiB")
-    return f"{value:.1f} {unit}" if value < 1024 else f"{value / 1024:.1f} GiB"
+    return joined(
+        facts_list(facts), element("h3", "Over the rounds") if charts else "", chart_grid(charts) if charts else ""
+    )
 
 
 def _task(task: Mapping[str, Any]) -> str:
@@ -412,40 +308,3 @@ def _edge_names(num_edges: int) -> list[str]:
 
 def _short(source: int) -> str:
     return source_name(source).removeprefix("node ")
-
-
-def _ranges(versions: Sequence[int]) -> str:
-    """Versions in words: "0, 48 to 50"."""
-    runs: list[list[int]] = []
-    for version in versions:
-        if runs and version == runs[-1][-1] + 1:
-            runs[-1].append(version)
-        else:
-            runs.append([version])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
-
-
-def _facts(facts: Sequence[tuple[str, str]]) -> Markup:
-    return element(
-        "dl", *(element("div", element("dt", name), element("dd", value)) for name, value in facts), class_="facts"
-    )
-
-
-def _charts(charts: Sequence[Markup]) -> Markup:
-    return element("div", *charts, class_="charts")
-
-
-def _folded(title: str, content: Markup, is_open: bool = False) -> Markup:
-    return element("details", element("summary", title), content, class_="printed", open="open" if is_open else None)
-
-
-def _missing(sentence: str) -> Markup:
-    return element("p", sentence, class_="missing")
-
-
-def _code(value: str) -> Markup:
-    return element("code", value)
-
-
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

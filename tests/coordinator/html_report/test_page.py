@@ -11,7 +11,8 @@ import pytest
 from common.config import StudyConfig
 from common.cost import Cost
 from common.space.released import DARTS_V2
-from coordinator.html_report.page import duration, page, size
+from coordinator.html_report.page import page
+from coordinator.html_report.parts import duration, size
 from coordinator.html_report.pca import principal_components
 from coordinator.html_report.provenance import StoredFile
 from coordinator.html_report.report import Accuracy, Curve, Found, Posterior, Report
