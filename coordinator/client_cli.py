@@ -1,8 +1,6 @@
 """The commands that talk to the service."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,16 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.errors import AdaptationError, ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
+from common.errors import AdaptationError, InvalidInputError, NotFoundError
 from common.evaluate_config import PRESETS
 from common.loading import preset_names
 from coordinator.api.client import SearchClient
-from coordinator.api.connection import TERMINAL_STATES, TOKEN_VARIABLE
+from coordinator.api.connection import TERMINAL_STATES
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.local_service import DEFAULT_FOLDER, TOKEN_FILE
 from coordinator.predictions import few_shot_summary
 from coordinator.progress import bar_on
-from coordinator.service_access import ServerOption, TokenOption, folder_of
+from coordinator.service_access import ServerOption, TokenOption, connected, folder_of
 from coordinator.sweep_client_cli import submit_sweep, sweep_tree, trial_table
 
 _messages = Console(stderr=True, highlight=False)
@@ -271,21 +268,6 @@ def prior_show(
     """Prints a version of the prior: digest, origin, metrics of its round; as JSON."""
     with connected(server, token) as client:
         print(json.dumps(_plain(client.get_prior(prior)), indent=2))
-
-
-@contextmanager
-def connected(server: str | None, token: str | None) -> Iterator[SearchClient]:
-    """A client of the service, with the local one's token where there is no other."""
-    local = DEFAULT_FOLDER / TOKEN_FILE
-    if token is None and local.is_file():
-        token = local.read_text("utf-8").strip()
-    with SearchClient(server, token, patience_s=10.0) as client:
-        try:
-            yield client
-        except UnauthenticatedError as error:
-            raise UnauthenticatedError(f"{error}; give --token or {TOKEN_VARIABLE}") from None
-        except ForbiddenError as error:
-            raise ForbiddenError(f"{error}; ask for a token with that role") from None
 
 
 def after_create(client: SearchClient, job: pb.Job, dry_run: bool, wait: bool, as_json: bool) -> None:

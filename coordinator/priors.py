@@ -1,5 +1,6 @@
 """The priors of all studies of a service: pointers in the job store, tensors in the artifact store."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -69,6 +70,21 @@ class StudyPriors:
             made_by=made_by,
             metrics={name: float(value) for name, value in metrics.items()},
         )
+
+    def run_files(self, tenant: str, study: str, version: int) -> dict[str, bytes]:
+        """What `common.artifacts` keeps in the folder of a run that came to a version, and its metrics, by name."""
+        pointer = self._store.get_prior(tenant, study, version)
+        stem = f"{_folder(tenant, study)}/{pointer.stem}"
+        rounds = [
+            {"prior_version": record.version, **record.metrics}
+            for record in self._store.rounds(tenant, study)
+            if record.version <= version
+        ]
+        return {
+            "config.json": self.config_of(tenant, study).to_json().encode(),
+            "rounds.jsonl": "".join(json.dumps(values) + "\n" for values in rounds).encode(),
+            **{f"{version:08d}{suffix}": self._artifacts.read(stem + suffix) for suffix in (".safetensors", ".json")},
+        }
 
     def make_first(self, epoch: int, tenant: str, study: str) -> None:
         """Gives a study that has none yet version 0 of its prior."""

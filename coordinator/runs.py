@@ -23,6 +23,7 @@ from coordinator.study import load_catalogs
 from workers.actor import WorkerStatus
 from workers.data.arrays import ClassArrays
 from workers.evaluate import CHECKPOINTS
+from workers.results import store_results
 
 _TASK_ATTEMPTS = ClusterConfig().max_attempts
 
@@ -170,15 +171,7 @@ class CallRun(Run):
 
     def found(self, result: Any) -> None:
         """Takes what a call has returned; here, the end of the job."""
-        self.succeed(self.stored(result.summary, result.artifacts))
-
-    def stored(self, summary: Mapping[str, Any], artifacts: Sequence[ArtifactInfo]) -> dict[str, Any]:
-        """The result of a job that has left artifacts in its folder."""
-        return {
-            "summary": dict(summary),
-            "artifacts": [asdict(artifact) for artifact in artifacts],
-            "url": self.url,
-        }
+        self.succeed(result_of(result.summary, result.artifacts, self.url))
 
     leaves_checkpoints: ClassVar[bool] = False
     """Whether calls leave checkpoints in the attempt's folder."""
@@ -204,6 +197,11 @@ class CallRun(Run):
     def give_up(self) -> None:
         """See `Run`."""
         self.desk.abandon(self.job.job_id)
+
+
+def result_of(summary: Mapping[str, Any], artifacts: Sequence[ArtifactInfo], url: str) -> dict[str, Any]:
+    """The result of a job that has left artifacts in a folder."""
+    return {"summary": dict(summary), "artifacts": [asdict(artifact) for artifact in artifacts], "url": url}
 
 
 def _remove_remains(url: str, logger: Logger) -> None:
@@ -271,7 +269,7 @@ class AdaptRun(CallRun):
         following = outer.finish()
         metrics = dict(architecture_metrics(following, self.config))
         pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics)
-        stored = self.stored({**result.summary, "contributed_version": following.version}, result.artifacts)
+        stored = result_of({**result.summary, "contributed_version": following.version}, result.artifacts, self.url)
         self.conclude(
             lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored)
         )
@@ -318,7 +316,7 @@ class TrainRun(Run):
         """Begins the next round, if its images are there and there is one."""
         job, desk = self.job, self.desk
         if self.prior.version >= self.target:
-            self.succeed({"summary": {"prior_version": self.prior.version, "prior_sha256": self.prior.digest()}})
+            self._end()
             return
         if not self.catalogs.done():
             self.round = None
@@ -342,6 +340,14 @@ class TrainRun(Run):
         self.started_s = desk.now_s()
         for name in self.requests:
             self._submit(name)
+
+    def _end(self) -> None:
+        """Leaves what `metasearch train` leaves in a run's folder, but with one version of the prior: the last."""
+        job, desk, version = self.job, self.desk, self.prior.version
+        url = desk.priors.url_of(job)
+        files = desk.priors.run_files(job.tenant, job.study, version)
+        artifacts = store_results(ArtifactFolder(url), files, None)
+        self.succeed(result_of({"prior_version": version, "prior_sha256": self.prior.digest()}, artifacts, url))
 
     def _submit(self, name: str) -> None:
         key = f"{self.job.job_id}/{name}"

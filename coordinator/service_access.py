@@ -34,8 +34,24 @@ def job_named(text: str) -> str | None:
 
 def folder_of(artifact: str, job: pb.Job, out: Path) -> Path:
     """Where an artifact goes: a prior, below `priors`, as in the folder of a run."""
-    is_prior = job.HasField("sweep_result") and PurePath(artifact).stem.isdecimal()
+    leaves_run = job.HasField("sweep_result") or job.HasField("meta_train_result")
+    is_prior = leaves_run and PurePath(artifact).stem.isdecimal()
     return out / "priors" if is_prior else out
+
+
+@contextmanager
+def connected(server: str | None, token: str | None) -> Iterator[SearchClient]:
+    """A client of the service, with the local one's token where there is no other."""
+    local = DEFAULT_FOLDER / TOKEN_FILE
+    if token is None and local.is_file():
+        token = local.read_text("utf-8").strip()
+    with SearchClient(server, token, patience_s=10.0) as client:
+        try:
+            yield client
+        except UnauthenticatedError as error:
+            raise UnauthenticatedError(f"{error}; give --token or {TOKEN_VARIABLE}") from None
+        except ForbiddenError as error:
+            raise ForbiddenError(f"{error}; ask for a token with that role") from None
 
 
 @contextmanager
@@ -58,25 +74,26 @@ def fetched(
         AdaptationError: it did not succeed.
         MetaSearchError: of the other kinds, as the client raises them.
     """
-    local = DEFAULT_FOLDER / TOKEN_FILE
-    if token is None and local.is_file():
-        token = local.read_text("utf-8").strip()
     with tempfile.TemporaryDirectory(prefix="metasearch-job-") as temporary:
         folder = Path(temporary)
-        try:
-            with SearchClient(server, token, patience_s=10.0) as client:
-                job = client.get_job(name)
-                if job.state not in TERMINAL_STATES:
-                    raise NotFoundError(f"{name} has no result yet: metasearch watch {name}")
-                if job.state != pb.JOB_STATE_SUCCEEDED:
-                    raise AdaptationError(
-                        f"{name} did not succeed, so there is nothing to fetch: metasearch result {name}"
-                    )
-                chosen = choose(job)
-                for artifact in [each.name for each in job.artifacts] if chosen is None else chosen:
-                    client.download(name, folder_of(artifact, job, folder), [artifact])
-        except UnauthenticatedError as error:
-            raise UnauthenticatedError(f"{error}; give --token or {TOKEN_VARIABLE}") from None
-        except ForbiddenError as error:
-            raise ForbiddenError(f"{error}; ask for a token with that role") from None
+        with connected(server, token) as client:
+            job = succeeded_job(client, name)
+            chosen = choose(job)
+            for artifact in [each.name for each in job.artifacts] if chosen is None else chosen:
+                client.download(name, folder_of(artifact, job, folder), [artifact])
         yield job, folder
+
+
+def succeeded_job(client: SearchClient, name: str) -> pb.Job:
+    """A job that has a result.
+
+    Raises:
+        NotFoundError: there is no such job, or it has no result yet.
+        AdaptationError: it did not succeed.
+    """
+    job = client.get_job(name)
+    if job.state not in TERMINAL_STATES:
+        raise NotFoundError(f"{name} has no result yet: metasearch watch {name}")
+    if job.state != pb.JOB_STATE_SUCCEEDED:
+        raise AdaptationError(f"{name} did not succeed, so there is nothing to fetch: metasearch result {name}")
+    return job

@@ -21,10 +21,9 @@ from common.storage import ArtifactFolder
 from common.sweep_config import SweepConfig, base_study, read_sweep, validate_sweep
 from common.sweep_plan import Architectures, SweepPlan, check_kinds, sweep_recipe
 from common.sweep_space import check_space
-from coordinator.client_cli import connected
 from coordinator.interrupts import asked_to_stop
 from coordinator.progress import Bar
-from coordinator.service_access import ServerOption, TokenOption
+from coordinator.service_access import ServerOption, TokenOption, connected
 from coordinator.sweep_client_cli import JOB_PREFIX, posterior_file
 
 if TYPE_CHECKING:

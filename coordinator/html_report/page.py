@@ -11,7 +11,7 @@ import numpy as np
 
 from common.space.topology import Topology
 from common.telemetry import metric_name
-from coordinator.html_report.axes import percent, significant
+from coordinator.html_report.axes import data_table, percent, significant
 from coordinator.html_report.cells import cell_figures, source_name
 from coordinator.html_report.charts import Line, heatmap, line_chart, path_chart, stacked_bars
 from coordinator.html_report.document import document
@@ -29,9 +29,12 @@ _KINDS: Mapping[Kind, str] = {
     "run": "Meta-training run",
     "demo": "Demo",
     "adaptation": "Adaptation to one task",
+    "evaluation": "Full network, trained and tested",
+    "few_shot": "Images labelled by a handful of others",
     "sweep": "Sweep",
     "front": "Pareto front of one prior",
 }
+_OF_ONE_TASK = ("adaptation", "few_shot")
 _NO_ARCHITECTURE = "The study learns weights alone: few_shot.network gives its network."
 
 
@@ -42,6 +45,7 @@ def page(report: Report) -> str:
         ("summary", "Summary", _summary(report)),
         *([] if report.sweep is None else [("trials", "Trials", sweep_section(report.sweep))]),
         *front,
+        *([("labels", "Labels", _labels(report))] if report.predictions else []),
         ("curves", "Learning curves", _curves(report)),
         ("cells", "Cells", _cells(report)),
         ("posterior", "Architecture posterior", _posterior(report)),
@@ -53,6 +57,8 @@ def page(report: Report) -> str:
     )
     if report.kind == "front":  # the rest is in the run's report
         sections = (sections[0], *front, sections[-1])
+    if report.kind == "evaluation":  # no architecture was learnt
+        sections = tuple(section for section in sections if section[0] not in ("posterior", "components"))
     return document(f"{report.name}: {_KINDS[report.kind].lower()}", _KINDS[report.kind], report.name, sections)
 
 
@@ -65,6 +71,7 @@ def _summary(report: Report) -> Markup:
     if report.ended is not None:
         facts.append(("Ended", report.ended))
     facts += [(f"Took ({name})", duration(value)) for name, value in report.seconds.items()]
+    facts += report.summary.items()
     if report.sweep is not None:
         facts += report.sweep.summary.items()
     if report.config is not None and report.kind == "run":
@@ -87,21 +94,34 @@ def _summary(report: Report) -> Markup:
     return joined(*notes, facts_list(facts))
 
 
+def _labels(report: Report) -> Markup:
+    rows = [[each.name, each.label, percent(each.probability)] for each in report.predictions]
+    return data_table(["image", "label", "probability"], rows, "Labels")
+
+
 def _curves(report: Report) -> Markup:
     charts: list[Markup] = []
+    step = "Epoch" if report.kind == "evaluation" else "Adaptation step"
     for panel in report.accuracy:
         lines = [Line(arm, curve.mean, curve.low, curve.high) for arm, curve in panel.arms.items()]
         level = None if panel.chance is None else ("chance", panel.chance)
         has_bands = any(curve.low is not None for curve in panel.arms.values())
-        caption = f"Accuracy on held-out images, {panel.title}" + (
-            ", with 95 % intervals over tasks" if has_bands else ""
-        )
-        chart = line_chart(caption, "Adaptation steps", "Accuracy", panel.steps, lines, percent, (0.0, 1.0), level)
+        images = "Accuracy" if report.kind == "evaluation" else "Accuracy on held-out images"
+        caption = f"{images}, {panel.title}" + (", with 95 % intervals over tasks" if has_bands else "")
+        chart = line_chart(caption, f"{step}s", "Accuracy", panel.steps, lines, percent, (0.0, 1.0), level)
         charts.append(chart)
     if report.train_losses:
         steps = range(1, len(report.train_losses) + 1)
         losses = [Line("Loss (nats)", report.train_losses)]
-        charts.append(line_chart("Training objective, step by step", "Adaptation step", "Loss (nats)", steps, losses))
+        charts.append(
+            line_chart(
+                f"Training objective, {step.split()[-1].lower()} by {step.split()[-1].lower()}",
+                step,
+                "Loss (nats)",
+                steps,
+                losses,
+            )
+        )
     if report.rounds:
         lines = [
             Line("first step", _metric(report, "train_loss_first")),
@@ -154,7 +174,7 @@ def _posterior(report: Report) -> Markup:
     parts: list[Content] = []
     if report.posteriors:
         kinds = list(report.posteriors[0].probabilities)
-        if report.kind == "adaptation":
+        if report.kind in _OF_ONE_TASK:
             parts.append(element("p", "The adapted posterior: on every edge, the probability of each op."))
         else:
             shown = ", ".join(posterior.label for posterior in report.posteriors)
@@ -191,7 +211,7 @@ def _posterior(report: Report) -> Markup:
 
 
 def _entropy(report: Report) -> list[Markup]:
-    kinds = _labels(report, "alpha_entropy")
+    kinds = _kinds(report, "alpha_entropy")
     if not kinds:
         return []
     lines = [Line(f"{kind} cell", _metric(report, f"alpha_entropy/{kind}")) for kind in kinds]
@@ -204,7 +224,7 @@ def _entropy(report: Report) -> list[Markup]:
 
 def _histograms(report: Report) -> list[Markup]:
     charts = []
-    for kind in _labels(report, "strongest_op_edges"):
+    for kind in _kinds(report, "strongest_op_edges"):
         prefix = f"strongest_op_edges/{kind}/"
         ops = [name.removeprefix(prefix) for name in report.rounds[-1] if name.startswith(prefix)]
         counts = {op: [value if value == value else 0.0 for value in _metric(report, prefix + op)] for op in ops}
@@ -215,7 +235,7 @@ def _histograms(report: Report) -> list[Markup]:
 
 def _components(report: Report) -> Markup:
     count = len(report.component_versions)
-    if report.kind == "adaptation":
+    if report.kind in _OF_ONE_TASK:
         return missing("An adaptation starts from one version of a prior; its course is in the run's report.")
     if report.weight_components is None:
         return missing(
@@ -292,7 +312,7 @@ def _versions(report: Report) -> list[float]:
     return [values["prior_version"] for values in report.rounds]
 
 
-def _labels(report: Report, metric: str) -> list[str]:
+def _kinds(report: Report, metric: str) -> list[str]:
     """Kinds of cell that a metric has, in order."""
     if not report.rounds:
         return []

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from common.config import StudyConfig
 from common.few_shot_config import FewShotConfig
 from coordinator.html_report.axes import data_table
-from coordinator.html_report.collect import flattened
 from coordinator.html_report.markup import Content, Markup, element, joined
 from coordinator.html_report.parts import code, facts_list, folded, missing, size, written
 from coordinator.html_report.provenance import StoredFile
+from coordinator.html_report.reading import flattened
 from coordinator.html_report.report import Report
 
 _STATES: Mapping[str, str] = {

@@ -15,7 +15,7 @@ from coordinator.html_report.provenance import Manifest, StoredFile
 from coordinator.html_report.sweeps import SweepTable
 from coordinator.pareto import Front
 
-Kind = Literal["run", "demo", "adaptation", "sweep", "front"]
+Kind = Literal["run", "demo", "adaptation", "evaluation", "few_shot", "sweep", "front"]
 
 Probabilities = Mapping[str, NDArray[np.float64]]
 
@@ -31,11 +31,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Learning curves on the same tasks, by the way to adapt.
+    """Learning curves on the same tasks, by the way to adapt; or of a network, by the images it is tested on.
 
     Attributes:
         title: what the tasks are.
-        steps: adaptation steps, ascending.
+        steps: adaptation steps, or epochs, ascending.
         arms: curve by the way's name.
         chance: accuracy of guessing; None where it is not recorded.
     """
@@ -62,6 +62,15 @@ class Found:
     origin: str
     cost: Cost | None = None
     probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The label of a query image, and its probability."""
+
+    name: str
+    label: str
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,9 @@ class Report:
         ended: likewise.
         rounds: metrics of every round, ascending; see `ROUND_METRICS`.
         task: what an adaptation adapted to.
+        summary: further lines of the summary, by name.
         accuracy: learning curves.
-        train_losses: of an adaptation, nats, one per step.
+        train_losses: nats; one per step, of an evaluation one per epoch.
         seconds: durations by what they are of.
         images_per_s: of an adaptation's training.
         found: the architecture.
@@ -111,6 +121,7 @@ class Report:
         notes: what could not be read, one sentence each.
         sweep: its trials; all else is then of the best one.
         front: networks under several limits.
+        predictions: of a few-shot job.
     """
 
     kind: Kind
@@ -119,6 +130,7 @@ class Report:
     ended: str | None = None
     rounds: tuple[Mapping[str, float], ...] = ()
     task: Mapping[str, Any] | None = None
+    summary: Mapping[str, str] = field(default_factory=dict)
     accuracy: tuple[Accuracy, ...] = ()
     train_losses: tuple[float, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -138,3 +150,4 @@ class Report:
     notes: tuple[str, ...] = ()
     sweep: SweepTable | None = None
     front: Front | None = None
+    predictions: tuple[Prediction, ...] = ()

@@ -6,10 +6,10 @@ from common.config import StudyConfig
 from coordinator.html_report.axes import data_table, percent
 from coordinator.html_report.cells import cell_figures
 from coordinator.html_report.charts import Line, line_chart
-from coordinator.html_report.collect import flattened
 from coordinator.html_report.document import document
 from coordinator.html_report.markup import Content, Markup, element, joined
 from coordinator.html_report.parts import duration
+from coordinator.html_report.reading import flattened
 from coordinator.html_report.scatter import Point, scatter_chart
 from coordinator.paper import few_shot_tables
 from coordinator.paper.anchors import FEW_SHOT_TITLE, META_EPOCHS, META_TASKS, SOURCE

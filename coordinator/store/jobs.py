@@ -28,6 +28,7 @@ from coordinator.store.records import (
     PriorPointer,
     QueueEntry,
     Quota,
+    RoundRecord,
     Study,
     bytes_counter,
     dump,
@@ -35,6 +36,7 @@ from coordinator.store.records import (
     prior_key,
     read_job,
     request_key,
+    round_key,
 )
 from coordinator.store.transitions import change_of, creation
 
@@ -108,6 +110,10 @@ class JobStore(FencedLedger):
         """Versions of the prior that are kept, the latest first."""
         read: Callable[[Stored], Any] = lambda stored: PriorPointer.model_validate(stored.record)  # noqa: E731
         return self._page(f"prior/{tenant}/{study}/", limit, token, read, reverse=True)
+
+    def rounds(self, tenant: str, study: str) -> Iterator[RoundRecord]:
+        """What made each version of the prior but the first, in order; of versions that were pruned, too."""
+        return (RoundRecord.model_validate(stored.record) for stored in self._all(f"round/{tenant}/{study}/"))
 
     def needed_versions(self, tenant: str, study: str) -> set[int]:
         """Versions of the prior that jobs of a study, queued, paused or running, start from."""
@@ -187,6 +193,7 @@ class JobStore(FencedLedger):
                 [
                     Put(stored_head.key, dump(new_head)),
                     Put(prior_key(tenant, study, pointer.version), dump(pointer)),
+                    Put(round_key(tenant, study, pointer.version), dump(_round_of(pointer))),
                 ],
             )
             blocked = self._commit_as(epoch, transaction)
@@ -456,6 +463,10 @@ class JobStore(FencedLedger):
             if self._commit_as(epoch, transaction) is None:
                 return
         raise contended()
+
+
+def _round_of(pointer: PriorPointer) -> RoundRecord:
+    return RoundRecord(version=pointer.version, made_by=pointer.made_by, metrics=pointer.metrics)
 
 
 def _no_room(tenant: str, blocked: Add) -> QuotaError:

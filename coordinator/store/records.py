@@ -72,6 +72,15 @@ class PriorPointer(Frozen):
     """Of its round."""
 
 
+class RoundRecord(Frozen):
+    """What a round of meta-training measured; it stays when its prior is pruned."""
+
+    version: int
+    """That it made."""
+    made_by: str
+    metrics: Mapping[str, float]
+
+
 class Plan(Frozen):
     """A round that is under way."""
 
@@ -162,6 +171,11 @@ def request_key(tenant: str, request_id: str | None) -> str:
 def prior_key(tenant: str, study: str, version: int) -> str:
     """Where a version of a prior is."""
     return f"prior/{tenant}/{study}/{version:08d}"
+
+
+def round_key(tenant: str, study: str, version: int) -> str:
+    """Where the round is that made a version."""
+    return f"round/{tenant}/{study}/{version:08d}"
 
 
 def queue_key(job: Job) -> str:

@@ -696,6 +696,21 @@ def test_rounds_advance_the_prior_one_by_one(lineage: tuple[JobStore, int, Job])
     check_invariants(store)
 
 
+def test_rounds_are_kept_when_their_priors_are_forgotten(lineage: tuple[JobStore, int, Job]) -> None:
+    store, epoch, _ = lineage
+    assert list(store.rounds("a", "s")) == []
+    for version in range(12):
+        store.open_plan(epoch, "a", "s", plan(version))
+        made = pointer(version + 1, "train").model_copy(update={"metrics": {"loss": version / 7}})
+        for _ in range(2):  # as if the answer had been lost
+            store.advance(epoch, "a", "s", made, 1, 20.0)
+        store.forget_prior(epoch, "a", "s", version)
+    assert [(each.version, each.made_by, each.metrics) for each in store.rounds("a", "s")] == [
+        (version + 1, "train", {"loss": version / 7}) for version in range(12)
+    ]
+    assert list(store.rounds("a", "other")) == []
+
+
 def test_an_advance_whose_answer_was_lost_can_be_repeated(lineage: tuple[JobStore, int, Job]) -> None:
     store, epoch, _ = lineage
     store.open_plan(epoch, "a", "s", plan(0))

@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.numpy import load as load_tensors
 
-from common.artifacts import PriorStore
-from common.config import DatasetRef
+from common.artifacts import PriorStore, load_prior
+from common.config import DatasetRef, validate
 from common.errors import (
     AdaptationError,
     CorruptArtifactError,
@@ -428,11 +428,26 @@ def check_consistent(scene: Scene) -> None:
 # Without disturbance
 
 
+def assert_is_a_run(job: Job, trained: str) -> None:
+    """Whether a meta_train job's folder holds what `metasearch train` leaves, as its artifacts say."""
+    folder = ArtifactFolder(job.result["url"])  # type: ignore[index, arg-type]
+    contents = {}
+    for artifact in job.result["artifacts"]:  # type: ignore[index]
+        contents[artifact["name"]] = folder.read(artifact["name"])  # type: ignore[index, call-overload]
+        assert hashlib.sha256(contents[artifact["name"]]).hexdigest() == artifact["sha256"]  # type: ignore[index, call-overload]
+    assert validate(json.loads(contents["config.json"])) == CONFIG
+    rounds = [json.loads(line) for line in contents["rounds.jsonl"].splitlines()]
+    assert [each["prior_version"] for each in rounds] == list(range(1, ROUNDS + 1))
+    assert all("train_loss_last" in each for each in rounds)
+    assert load_prior(folder, f"{ROUNDS:08d}", ROUNDS).digest() == trained
+
+
 def test_jobs_end_in_the_results_that_the_same_work_without_a_service_has(scene: Scene, trained: str) -> None:
     train, adapt = scene.submit(TRAIN), scene.submit(ADAPT)
     scene.finish(scene.coordinator())
     found = scene.job(train)
-    assert found.result == {"summary": {"prior_version": ROUNDS, "prior_sha256": trained}}
+    assert found.result["summary"] == {"prior_version": ROUNDS, "prior_sha256": trained}  # type: ignore[index]
+    assert_is_a_run(found, trained)
     assert found.progress["done"] == found.progress["total"] == ROUNDS
     result = scene.job(adapt).result
     assert result is not None
