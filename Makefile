@@ -14,10 +14,10 @@ MIN_COVERAGE_PERCENT := 90
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt proto bench sanitize data redis clean
+.PHONY: help demo test check fmt proto bench sanitize deploy-check multinode data redis clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'ARGS="..." is handed on to demo, test and bench.'
 
 demo: $(INSTALLED) ## Meta-learn a small prior, adapt it to unseen tasks, draw the results
@@ -48,6 +48,13 @@ bench: $(INSTALLED) data redis ## Run every script of tests/benchmarks, one afte
 	@set -e; for script in $(sort $(wildcard tests/benchmarks/bench_*.py)); do \
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
+
+deploy-check: $(INSTALLED) data redis ## Lint what deploy/ holds, and run it as processes of this machine
+	$(BIN)/yamllint --strict docker-compose.yml deploy
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m deploy tests/deploy $(ARGS)
+
+multinode: $(INSTALLED) data redis ## Run the service over several hosts, made of network namespaces, and break them (root)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m multinode tests/multinode $(ARGS)
 
 sanitize: $(INSTALLED) ## Run the native cell's tests on a build with ASan and UBSan
 	$(BIN)/python tests/sanitize.py
