@@ -269,9 +269,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=16, help="fresh tasks, at least 10 for a claim")
     parser.add_argument("--meta-seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
-    parser.add_argument(
-        "--arms", choices=("headline", "all"), default="all", help="without or with ablations and inherited weights"
-    )
+    parser.add_argument("--arms", choices=("headline", "all"), default="headline", help="without or with ablations")
     parser.add_argument("--quick", action="store_true", help="noise, one meta-seed, few tasks and rounds: a look")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path("runs/bench-architecture"), help="where results are kept")
@@ -292,8 +290,7 @@ def main() -> None:
     for index, condition in enumerate(plan.conditions):
         show(condition, {name: values[index : index + 1] for name, values in accuracies.items()}, sizes)
     found = differences(accuracies)
-    if options.arms == "all":
-        found["inherited20_minus_scratch80"] = inherited(plan, results)
+    found["inherited20_minus_scratch80"] = inherited(plan, results)
     for name, interval in found.items():
         console.print(f"{name}: {interval['mean']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f})")
     result = {
