@@ -1,5 +1,6 @@
 """Files on any fsspec URL, written so that a reader never sees half of one. No tensors here, and no torch."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -89,6 +90,23 @@ class ArtifactFolder:
             except FileNotFoundError:
                 raise NotFoundError(f"there is no file {path}") from None
         return data
+
+    def digest(self, name: str) -> tuple[int, str]:
+        """Size in bytes and SHA-256 (hexadecimal) of a file, read part by part.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        path, hasher, num_bytes = self.path(name), hashlib.sha256(), 0
+        with self._answering("read", path):
+            try:
+                with self._fs.open(path, "rb") as file:
+                    while part := file.read(_COPY_BYTES):
+                        hasher.update(part)
+                        num_bytes += len(part)
+            except FileNotFoundError:
+                raise NotFoundError(f"there is no file {path}") from None
+        return num_bytes, hasher.hexdigest()
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of the files in `folder` that end in `suffix`, sorted, without folder and suffix."""

@@ -34,6 +34,7 @@ from coordinator import (
     serving_cli,
     submit_cli,
     sweep_cli,
+    verify_cli,
 )
 from coordinator.genotypes import genotype_fields
 from coordinator.limit_options import (
@@ -73,6 +74,7 @@ pareto_cli.register(app)
 meta_test_cli.register(app)
 report_cli.register(app)
 paper_cli.register(app)
+verify_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
 
