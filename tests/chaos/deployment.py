@@ -142,13 +142,17 @@ class Deployment:
 
     def replace_gracefully(self, name: str, timeout_s: float) -> int:
         """SIGTERM, waits for its end, starts it again; returns its exit code."""
+        code = self.stop_gracefully(name, timeout_s)
+        self.start_process(name)
+        return code
+
+    def stop_gracefully(self, name: str, timeout_s: float) -> int:
+        """SIGTERM, and waits for its end; nothing starts it again but `start_process`. Returns its exit code."""
         with self._lock:
             self._resting.add(name)
         process = self._processes[name]
         process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout_s)
-        self.start_process(name)
-        return code
+        return process.wait(timeout_s)
 
     def pids(self, title: str) -> list[int]:
         """Processes below Ray whose title begins so."""
