@@ -1,7 +1,7 @@
 """A round as plain values: which tasks, what came back, the next prior. No Ray, no clock, no disk."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import torch
 
 from common.config import StudyConfig, TaskFamily
 from common.errors import AdaptationError
+from common.intake import Intake
 from common.messages import (
     AdaptRequest,
     AdaptResult,
@@ -37,6 +38,23 @@ Request = AdaptRequest | PartialSumRequest
 Result = AdaptResult | PartialSum
 
 
+class Supply(Protocol):
+    """Tasks that are taken one after the other; see `coordinator.buffered.BufferedAggregation`."""
+
+    @property
+    def prior(self) -> Prior:
+        """That tasks which are handed out now start from."""
+        ...
+
+    def hand_out(self, most: int) -> Sequence[AdaptRequest]:
+        """The next tasks, at most so many; none where no more are wanted for now."""
+        ...
+
+    def hand_out_again(self, task_id: str) -> AdaptRequest:
+        """A task that was handed out, and whose result is lost."""
+        ...
+
+
 class Executor(Protocol):
     """Runs adaptation requests, somewhere."""
 
@@ -45,9 +63,27 @@ class Executor(Protocol):
         """Tasks that can run at the same time."""
         ...
 
-    def run(self, prior: Prior, requests: Sequence[Request]) -> Generator[Result, None, None]:
+    def run(
+        self, prior: Prior, requests: Sequence[Request], is_over: Callable[[], bool] = ...
+    ) -> Generator[Result, None, None]:
         """Yields one result per request, in the order in which they finish: an `AdaptResult` for an `AdaptRequest`, a
         `PartialSum` for a `PartialSumRequest`. Closing the iterator gives up the rest.
+
+        Args:
+            prior: to start from.
+            requests: of it.
+            is_over: asked about once a second, or between tasks; once true, the rest is given up.
+
+        Raises:
+            AdaptationError: a task failed more often than allowed.
+        """
+        ...
+
+    def stream(self, supply: Supply) -> Generator[AdaptResult, None, None]:
+        """Yields results in the order in which they finish, and takes more tasks as it has room for them, until there
+        are none. Closing the iterator gives up the rest.
+
+        A task whose result is lost is handed out again.
 
         Raises:
             AdaptationError: a task failed more often than allowed.
@@ -204,6 +240,25 @@ class Round:
     def is_complete(self) -> bool:
         """Whether every planned task has come back."""
         return not self._waiting
+
+    @property
+    def has_quorum(self) -> bool:
+        """Whether enough updates were accepted to go on without the other tasks, after the deadline."""
+        return self._outer.num_accepted >= self._config.schedule.quorum_fraction * self._num_tasks
+
+    @property
+    def intake(self) -> Intake | None:
+        """Which tasks count by now; None where there is no deadline, so that nothing depends on who was fast."""
+        if self._config.schedule.is_plain:
+            return None
+        version = self._prior.version
+        numbers = {task_id_of(number, self._config): number for number in numbers_of(version, self._config)}
+        accepted = sorted(numbers[task_id] for task_id in self._statistics)
+        refused = numbers.keys() - self._statistics.keys() - self._waiting
+        return Intake(
+            accepted=tuple((number, version) for number in accepted),
+            rejected=tuple(sorted(numbers[task_id] for task_id in refused)),
+        )
 
     def finish(self) -> tuple[Prior, dict[str, float]]:
         """The next prior and the round's metrics (see `common.telemetry.ROUND_METRICS`).
