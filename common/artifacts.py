@@ -4,6 +4,7 @@ A run's folder:
     config.json                    the resolved configuration
     priors/00000012.safetensors    version 12 of the prior, and
     priors/00000012.json           its manifest, written last: a version without one does not exist
+    tasks/00000012.json            which tasks the version took in, where the schedule leaves it to chance
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from safetensors.numpy import save as save_tensors
 
 from common.config import Frozen, StudyConfig, validate
 from common.errors import ConflictError, CorruptArtifactError, InvalidInputError, NotFoundError
+from common.intake import Intake
 from common.meta.prior import Prior
 from common.storage import ArtifactFolder
 
@@ -45,6 +47,7 @@ class PriorStore:
 
     _CONFIG = "config.json"
     _FOLDER = "priors"
+    _TASKS = "tasks"
 
     def __init__(self, url: str | Path) -> None:
         self.folder = ArtifactFolder(url)
@@ -103,6 +106,24 @@ class PriorStore:
             )
             raise CorruptArtifactError(f"prior version {wanted} is corrupt: {error}; {offer}") from None
 
+    def save_intake(self, version: int, intake: Intake) -> None:
+        """Stores what a version took in, before the version itself; that of every version stays."""
+        self.folder.write(self._intake(version), intake.model_dump_json().encode())
+
+    def load_intake(self, version: int) -> Intake:
+        """What a version took in.
+
+        Raises:
+            CorruptArtifactError: that is not known, or was altered.
+        """
+        path = self.folder.path(self._intake(version))
+        try:
+            return Intake.model_validate_json(self.folder.read(self._intake(version)))
+        except NotFoundError:
+            raise CorruptArtifactError(f"{path} is missing, so which tasks are left is not known") from None
+        except ValidationError:
+            raise CorruptArtifactError(f"{path} does not say which tasks a version took in") from None
+
     def prune(self, keep_last: int) -> None:
         """Removes all but the last versions, manifests first."""
         for version in self.versions()[:-keep_last]:
@@ -112,6 +133,9 @@ class PriorStore:
         """Removes all versions above `version`."""
         for later in [found for found in self.versions() if found > version]:
             self._remove(later)
+        for name in self.folder.names(self._TASKS, ".json"):
+            if int(name) > version:
+                self.folder.remove(self._intake(int(name)))
 
     def _load(self, version: int) -> Prior:
         return load_prior(self.folder, self._stem(version), version)
@@ -127,6 +151,9 @@ class PriorStore:
 
     def _remove(self, version: int) -> None:
         remove_prior(self.folder, self._stem(version))
+
+    def _intake(self, version: int) -> str:
+        return f"{self._TASKS}/{version:08d}.json"
 
     def _stem(self, version: int) -> str:
         return f"{self._FOLDER}/{version:08d}"

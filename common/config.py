@@ -21,6 +21,7 @@ from common.inner_config import SgdConfig as SgdConfig
 from common.latency import misfit
 from common.outer_config import OuterConfig as OuterConfig
 from common.outer_config import TrialsConfig as TrialsConfig
+from common.schedule_config import ScheduleConfig as ScheduleConfig
 from common.space.primitives import PRIMITIVES, PROFILES, ProfileName
 from common.space.released import NORMAL, REDUCTION
 from common.space.topology import Topology
@@ -167,7 +168,8 @@ class CheckpointConfig(Frozen):
 
 
 class StudyConfig(Frozen):
-    """Everything that decides what a study computes. Equal configurations give bitwise equal priors."""
+    """Everything that decides what a study computes. Equal configurations give bitwise equal priors, but for schedules
+    that let speed decide."""
 
     seed: int = Field(0, ge=0)
     rounds: int = Field(50, ge=1)
@@ -181,6 +183,7 @@ class StudyConfig(Frozen):
     """With it, tasks are few-shot episodes, and their meta-gradients move the prior. `inner` and `adapt` then say
     nothing, and of `outer` all but its rates: how updates are averaged, and what guards the architecture."""
     families: tuple[TaskFamily, ...] = Field((TaskFamily(),), min_length=1)
+    schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
 
@@ -222,7 +225,15 @@ class StudyConfig(Frozen):
             problem = self._few_shot_misfit(self.few_shot)
             if problem is not None:
                 raise ValueError(problem)
+        problem = self.schedule.misfit(self.outer)
+        if problem is not None:
+            raise ValueError(problem)
         return self
+
+    @property
+    def tasks_per_round(self) -> int:
+        """Tasks of all families together."""
+        return sum(family.tasks_per_round for family in self.families)
 
     def _few_shot_misfit(self, few_shot: FewShotConfig) -> str | None:
         for name, values in (

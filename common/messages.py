@@ -189,6 +189,7 @@ class RejectionReason(StrEnum):
     BAD_WEIGHT = "bad_weight"
     OUT_OF_RANGE = "out_of_range"
     UNEXPECTED_TASK = "unexpected_task"
+    TOO_STALE = "too_stale"
 
 
 @dataclass(frozen=True)

@@ -40,19 +40,20 @@ from coordinator.jobs import (
 )
 from coordinator.pool import MAX_IN_FLIGHT
 from coordinator.priors import StudyPriors
-from coordinator.runs import AdaptRun, Run, TrainRun
+from coordinator.runs import AdaptRun, Run
 from coordinator.settings import ServiceSettings
 from coordinator.store.fenced import MAX_PAGE, SupersededError
 from coordinator.store.jobs import JobStore
 from coordinator.sweep_run import SweepRun
+from coordinator.train_run import BufferedRun, RoundsRun, train_run_of
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
 _QUICK_LOOK = 32
 
+# Beside these, meta-training, whose kind is the study's.
 _KINDS: Mapping[type[JobSpec], type[Run]] = {
     AdaptSpec: AdaptRun,
-    MetaTrainSpec: TrainRun,
     EvaluateSpec: EvaluateRun,
     SweepSpec: SweepRun,
     FewShotSpec: FewShotRun,
@@ -131,7 +132,7 @@ class Dispatcher:
         self.settings = settings
         self.now_s = now_s
         self.logger = logger
-        self._monotonic_s = monotonic_s
+        self.monotonic_s = monotonic_s
         self._capacity = capacity
         self.priors = StudyPriors(store, settings.artifacts, now_s)
         self.epoch = store.take_charge(holder)
@@ -200,6 +201,13 @@ class Dispatcher:
         self.background.shutdown(wait=False, cancel_futures=True)
 
     # For runs
+
+    @property
+    def share(self) -> int:
+        """Calls that a run which always has more to do may have at the workers at a time. Jobs start where workers have
+        room: so that others find some, such runs together leave room for one call."""
+        num_runs = sum(isinstance(run, BufferedRun) for run in self._runs.values())
+        return max((MAX_IN_FLIGHT * self.pool.num_workers - 1) // max(num_runs, 1), 1)
 
     def submit(self, run: Run, key: str, request: Call, prior: Prior | None) -> None:
         """Hands a call of a run to the pool."""
@@ -276,8 +284,11 @@ class Dispatcher:
         """Starts a job, unless the store refuses."""
         problem: MetaSearchError | None = None
         version: int | None = None
+        kind = _KINDS.get(type(job.spec), RoundsRun)
         try:
             version = self._base_version(job)
+            if isinstance(job.spec, MetaTrainSpec):
+                kind = train_run_of(self.priors.config_of(job.tenant, job.study))
         except (SupersededError, UnavailableError):
             raise
         except MetaSearchError as error:  # of its study: the job fails, as soon as it runs
@@ -293,7 +304,7 @@ class Dispatcher:
             self.logger.info("%s", error)
             return False
         self.logger.info("job %s starts, attempt %d", job.name, job.attempt)
-        run = _KINDS[type(job.spec)](self, job)
+        run = kind(self, job)
         self._runs[job.job_id] = run
 
         def begin(run: Run) -> None:
@@ -442,7 +453,7 @@ class Dispatcher:
             self._owed.pop(0)
 
     def _every(self, name: str, seconds: float) -> bool:
-        now_s = self._monotonic_s()
+        now_s = self.monotonic_s()
         if now_s - self._last.get(name, float("-inf")) < seconds:
             return False
         self._last[name] = now_s

@@ -26,7 +26,7 @@ from common.meta.prior import (
     Vector,
     alpha_tensor,
 )
-from common.meta.sums import SECOND_MOMENT_PREFIX, USE, UpdateSums, alpha_probabilities
+from common.meta.sums import SECOND_MOMENT_PREFIX, USE, Origin, UpdateSums, alpha_probabilities
 from common.space.genotype import Genotype, derive
 from common.space.primitives import PARAMETER_FREE
 
@@ -52,7 +52,7 @@ class OuterStep:
     """One outer step, fed update by update or sum by sum as they come; see `UpdateSums`.
 
     Args:
-        prior: the version that all updates must start from; unchanged.
+        prior: the version that all updates must start from, unless they come with an origin; unchanged.
         config: of the study.
     """
 
@@ -66,9 +66,9 @@ class OuterStep:
         """Updates that count so far."""
         return self._sums.num_accepted
 
-    def absorb(self, update: Update) -> Rejection | None:
-        """Takes one update, or says why not; a rejected update leaves no trace."""
-        return self._sums.absorb(update)
+    def absorb(self, update: Update, origin: Origin | None = None) -> Rejection | None:
+        """Takes one update, or says why not; a rejected update leaves no trace. See `UpdateSums.absorb`."""
+        return self._sums.absorb(update, origin)
 
     def merge(self, partial: PartialSum) -> Rejection | None:
         """Takes the sum of several updates, or says why not, without a trace. Not under robust rules."""

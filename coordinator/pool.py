@@ -12,16 +12,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError
-from common.messages import (
-    AdaptRequest,
-    FewShotRequest,
-    SweepRequest,
-    span_of,
-)
+from common.messages import AdaptRequest, AdaptResult, FewShotRequest, SweepRequest, span_of
 from common.meta.prior import Prior
 from coordinator.calls import Call, Outcome, PendingCall, exhausted
 from coordinator.cluster import cause_of
-from coordinator.rounds import Request, Result
+from coordinator.rounds import Request, Result, Supply
+from coordinator.streaming import stream
 from coordinator.sweep_hosts import SweepHosts
 from workers.actor import QUICK_GROUP, STATUS_GROUP, SearchWorker, WorkerStatus
 
@@ -219,7 +215,9 @@ class RayPool:
                         del worker.in_flight[position]
                         break
 
-    def run(self, prior: Prior, requests: Sequence[Request]) -> Generator[Result, None, None]:
+    def run(
+        self, prior: Prior, requests: Sequence[Request], is_over: Callable[[], bool] = lambda: False
+    ) -> Generator[Result, None, None]:
         """Yields results as they come; see `coordinator.rounds.Executor`. Not while other calls are pending.
 
         Raises:
@@ -231,7 +229,7 @@ class RayPool:
         for key, request in by_key.items():
             self.submit(key, request, prior)
         try:
-            while not self._should_stop() and self.num_pending:
+            while not (self._should_stop() or is_over()) and self.num_pending:
                 for outcome in self.poll(_POLL_S):
                     request = by_key[outcome.key]
                     if outcome.error is not None:
@@ -248,6 +246,10 @@ class RayPool:
                     yield outcome.result
         finally:
             self.give_up()
+
+    def stream(self, supply: Supply) -> Generator[AdaptResult, None, None]:
+        """Yields results as they come; see `coordinator.streaming.stream`."""
+        return stream(self, supply, MAX_IN_FLIGHT, self._config.max_attempts, self._should_stop)
 
     def status(self, timeout_s: float = _STATUS_TIMEOUT_S) -> list[WorkerStatus]:
         """What the workers that answer are doing."""

@@ -3,10 +3,12 @@
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from common.artifacts import load_prior, remove_prior, save_prior
 from common.config import StudyConfig, validate
 from common.errors import CorruptArtifactError
+from common.intake import DoneTasks, Intake
 from common.meta.prior import Prior, initial_prior
 from common.storage import ArtifactFolder
 from coordinator.jobs import Job
@@ -56,7 +58,25 @@ class StudyPriors:
         self._priors.move_to_end(pointer.digest)
         return self._priors[pointer.digest]
 
-    def save(self, tenant: str, study: str, prior: Prior, made_by: str, metrics: Mapping[str, float]) -> PriorPointer:
+    def done_tasks(self, tenant: str, study: str, version: int) -> DoneTasks:
+        """The tasks that have had their effect by a version of a study in buffered mode."""
+        intake = self._store.get_prior(tenant, study, version).intake
+        return DoneTasks() if intake is None or intake.done is None else intake.done
+
+    def carried(self, tenant: str, study: str, version: int) -> Intake | None:
+        """The intake of a version that follows `version`, and that no task of the study made: the same are done."""
+        intake = self._store.get_prior(tenant, study, version).intake
+        return None if intake is None else Intake(accepted=(), done=intake.done)
+
+    def save(
+        self,
+        tenant: str,
+        study: str,
+        prior: Prior,
+        made_by: str,
+        metrics: Mapping[str, float],
+        intake: Intake | None = None,
+    ) -> PriorPointer:
         """Stores the files of a prior under its content's hash: two coordinators cannot overwrite each other's."""
         digest = prior.digest()
         stem = f"priors/{prior.version:08d}-{digest[:16]}"
@@ -69,20 +89,25 @@ class StudyPriors:
             created_s=self._now_s(),
             made_by=made_by,
             metrics={name: float(value) for name, value in metrics.items()},
+            intake=intake,
         )
 
     def run_files(self, tenant: str, study: str, version: int) -> dict[str, bytes]:
-        """What `common.artifacts` keeps in the folder of a run that came to a version, and its metrics, by name."""
+        """What a run that came to a version has in its folder, by name: its configuration, the metrics of all versions,
+        the files of this one, and where the schedule left it to chance, what each version took in."""
         pointer = self._store.get_prior(tenant, study, version)
         stem = f"{_folder(tenant, study)}/{pointer.stem}"
-        rounds = [
-            {"prior_version": record.version, **record.metrics}
-            for record in self._store.rounds(tenant, study)
-            if record.version <= version
+        records = [record for record in self._store.rounds(tenant, study) if record.version <= version]
+        rounds = [{"prior_version": record.version, **record.metrics} for record in records]
+        intakes = [
+            {"prior_version": record.version, **record.intake.model_dump(mode="json")}
+            for record in records
+            if record.intake is not None
         ]
         return {
             "config.json": self.config_of(tenant, study).to_json().encode(),
-            "rounds.jsonl": "".join(json.dumps(values) + "\n" for values in rounds).encode(),
+            "rounds.jsonl": _lines(rounds),
+            **({"tasks.jsonl": _lines(intakes)} if intakes else {}),
             **{f"{version:08d}{suffix}": self._artifacts.read(stem + suffix) for suffix in (".safetensors", ".json")},
         }
 
@@ -106,6 +131,10 @@ class StudyPriors:
         self._priors[prior.digest()] = prior
         while len(self._priors) > _KEPT_PRIORS:
             self._priors.popitem(last=False)
+
+
+def _lines(values: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(each) + "\n" for each in values).encode()
 
 
 def _folder(tenant: str, study: str) -> str:

@@ -1,7 +1,7 @@
 """A round as plain values: which tasks, what came back, the next prior. No Ray, no clock, no disk."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import torch
 
 from common.config import StudyConfig, TaskFamily
 from common.errors import AdaptationError
+from common.intake import Intake
 from common.messages import (
     AdaptRequest,
     AdaptResult,
@@ -37,6 +38,23 @@ Request = AdaptRequest | PartialSumRequest
 Result = AdaptResult | PartialSum
 
 
+class Supply(Protocol):
+    """Tasks that are taken one after the other; see `coordinator.buffered.BufferedAggregation`."""
+
+    @property
+    def prior(self) -> Prior:
+        """That tasks which are handed out now start from."""
+        ...
+
+    def hand_out(self, most: int) -> Sequence[AdaptRequest]:
+        """The next tasks, at most so many; none where no more are wanted for now."""
+        ...
+
+    def hand_out_again(self, task_id: str) -> AdaptRequest:
+        """A task that was handed out, and whose result is lost."""
+        ...
+
+
 class Executor(Protocol):
     """Runs adaptation requests, somewhere."""
 
@@ -45,9 +63,27 @@ class Executor(Protocol):
         """Tasks that can run at the same time."""
         ...
 
-    def run(self, prior: Prior, requests: Sequence[Request]) -> Generator[Result, None, None]:
+    def run(
+        self, prior: Prior, requests: Sequence[Request], is_over: Callable[[], bool] = ...
+    ) -> Generator[Result, None, None]:
         """Yields one result per request, in the order in which they finish: an `AdaptResult` for an `AdaptRequest`, a
         `PartialSum` for a `PartialSumRequest`. Closing the iterator gives up the rest.
+
+        Args:
+            prior: to start from.
+            requests: of it.
+            is_over: asked about once a second, or between tasks; once true, the rest is given up.
+
+        Raises:
+            AdaptationError: a task failed more often than allowed.
+        """
+        ...
+
+    def stream(self, supply: Supply) -> Generator[AdaptResult, None, None]:
+        """Yields results in the order in which they finish, and takes more tasks as it has room for them, until there
+        are none. Closing the iterator gives up the rest.
+
+        A task whose result is lost is handed out again.
 
         Raises:
             AdaptationError: a task failed more often than allowed.
@@ -71,34 +107,58 @@ def plan(prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> 
         config: of the study.
         catalogs: images of each family of tasks, in the order of `config.families`.
     """
+    requests = [request_of(number, prior, config, catalogs) for number in numbers_of(prior.version, config)]
+    return RoundPlan(prior.version, tuple(sorted(requests, key=lambda request: request.task.task_id)))
+
+
+def numbers_of(version: int, config: StudyConfig) -> range:
+    """The numbers of the tasks of a round."""
+    return range(version * config.tasks_per_round, (version + 1) * config.tasks_per_round)
+
+
+def task_id_of(number: int, config: StudyConfig) -> str:
+    """The id of a task by its number; see `common.intake`."""
+    _, task_id = _family_and_id(number, config)
+    return task_id
+
+
+def _family_and_id(number: int, config: StudyConfig) -> tuple[int, str]:
+    drawn_in, place = divmod(number, config.tasks_per_round)
+    index = 0
+    while place >= config.families[index].tasks_per_round:
+        place -= config.families[index].tasks_per_round
+        index += 1
+    return index, f"round-{drawn_in:05d}/family-{index}/task-{place:02d}"
+
+
+def request_of(number: int, prior: Prior, config: StudyConfig, catalogs: Sequence[ClassArrays]) -> AdaptRequest:
+    """What a worker is asked for to adapt a prior to the task of a number: a pure function, too.
+
+    The task itself depends on its number alone, not on the prior that it meets.
+    """
+    index, task_id = _family_and_id(number, config)
+    family = config.families[index]
     relaxation, _ = config.relaxation.at(prior.version, config.rounds)
     is_learning = learns_alpha(prior, config)
     few_shot = config.few_shot
     trials = config.outer.alpha_trials if is_learning else None
     kind = relaxation if config.inner.relaxation == "prior" else config.inner.relaxation
     draws_genotypes = few_shot is None and kind == "single_path" and config.relaxation.path_per == "task"
-    requests = []
-    for index, (family, arrays) in enumerate(zip(config.families, catalogs, strict=True)):
-        for number in range(family.tasks_per_round):
-            task_id = f"round-{prior.version:05d}/family-{index}/task-{number:02d}"
-            requests.append(
-                AdaptRequest(
-                    task=drawn_task(arrays, family, config, task_id),
-                    space=config.space,
-                    network=config.network,
-                    inner=config.inner,
-                    study_seed=config.seed,
-                    version=prior.version,
-                    relaxation=relaxation,
-                    tau=prior.tau,
-                    learns_alpha=is_learning and trials is None,
-                    eval_steps=() if few_shot is None else (few_shot.steps,),
-                    trials=trials,
-                    genotype=drawn_genotype(prior, config, task_id) if draws_genotypes else None,
-                    few_shot=few_shot,
-                )
-            )
-    return RoundPlan(prior.version, tuple(sorted(requests, key=lambda request: request.task.task_id)))
+    return AdaptRequest(
+        task=drawn_task(catalogs[index], family, config, task_id),
+        space=config.space,
+        network=config.network,
+        inner=config.inner,
+        study_seed=config.seed,
+        version=prior.version,
+        relaxation=relaxation,
+        tau=prior.tau,
+        learns_alpha=is_learning and trials is None,
+        eval_steps=() if few_shot is None else (few_shot.steps,),
+        trials=trials,
+        genotype=drawn_genotype(prior, config, task_id) if draws_genotypes else None,
+        few_shot=few_shot,
+    )
 
 
 def drawn_task(arrays: ClassArrays, family: TaskFamily, config: StudyConfig, task_id: str) -> LearningTask:
@@ -181,6 +241,25 @@ class Round:
         """Whether every planned task has come back."""
         return not self._waiting
 
+    @property
+    def has_quorum(self) -> bool:
+        """Whether enough updates were accepted to go on without the other tasks, after the deadline."""
+        return self._outer.num_accepted >= self._config.schedule.quorum_fraction * self._num_tasks
+
+    @property
+    def intake(self) -> Intake | None:
+        """Which tasks count by now; None where there is no deadline, so that nothing depends on who was fast."""
+        if self._config.schedule.is_plain:
+            return None
+        version = self._prior.version
+        numbers = {task_id_of(number, self._config): number for number in numbers_of(version, self._config)}
+        accepted = sorted(numbers[task_id] for task_id in self._statistics)
+        refused = numbers.keys() - self._statistics.keys() - self._waiting
+        return Intake(
+            accepted=tuple((number, version) for number in accepted),
+            rejected=tuple(sorted(numbers[task_id] for task_id in refused)),
+        )
+
     def finish(self) -> tuple[Prior, dict[str, float]]:
         """The next prior and the round's metrics (see `common.telemetry.ROUND_METRICS`).
 
@@ -196,25 +275,49 @@ class Round:
         following = self._outer.finish()
         # In task order, so that the metrics too do not depend on who finished first.
         statistics = [self._statistics[task_id] for task_id in sorted(self._statistics)]
-        first, last, speed = np.mean(
-            [(s.train_loss_first, s.train_loss_last, s.images_per_s) for s in statistics], axis=0
-        )
-        return following, {
-            "prior_version": following.version,
-            "tau": self._prior.tau,
-            "tasks_accepted": accepted,
-            "tasks_rejected": len(self.rejections),
-            "train_loss_first": float(first),
-            "train_loss_last": float(last),
-            "images_per_second": float(speed),
-            "update_norm": _distance(self._prior, following),
-            **query_metrics(statistics),
-            **architecture_metrics(following, self._config),
-        }
+        metrics = round_metrics(self._prior, following, statistics, self.rejections, self._config)
+        return following, {**metrics, "tasks_late": len(self._waiting)}
 
     def _reject(self, rejection: Rejection) -> Rejection:
         self.rejections.append(rejection)
         return rejection
+
+
+def round_metrics(
+    before: Prior,
+    following: Prior,
+    statistics: Sequence[TaskStatistics],
+    rejections: Sequence[Rejection],
+    config: StudyConfig,
+    staleness: Sequence[int] = (0,),
+) -> dict[str, float]:
+    """The metrics of a new version (see `common.telemetry.ROUND_METRICS`), but for its time.
+
+    Args:
+        before: the version before.
+        following: the new one.
+        statistics: of the tasks whose updates entered, in an order that does not depend on who finished first.
+        rejections: since the version before.
+        config: of the study.
+        staleness: of the updates that entered.
+    """
+    first, last, speed = np.mean([(s.train_loss_first, s.train_loss_last, s.images_per_s) for s in statistics], axis=0)
+    return {
+        "prior_version": following.version,
+        "tau": before.tau,
+        "tasks_accepted": len(statistics),
+        "tasks_rejected": len(rejections),
+        "tasks_stale": sum(each.reason is RejectionReason.TOO_STALE for each in rejections),
+        "tasks_late": 0,
+        "staleness_mean": float(np.mean(staleness)),
+        "staleness_max": max(staleness),
+        "train_loss_first": float(first),
+        "train_loss_last": float(last),
+        "images_per_second": float(speed),
+        "update_norm": _distance(before, following),
+        **query_metrics(statistics),
+        **architecture_metrics(following, config),
+    }
 
 
 def rejected_by(result: Result, rejection: Rejection | None) -> tuple[Rejection, ...]:

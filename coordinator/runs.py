@@ -1,31 +1,26 @@
-"""The jobs that a coordinator has at hand: the calls that each makes, and what becomes of their outcomes."""
+"""The jobs that a coordinator has at hand: the calls that each makes, and what becomes of their outcomes. Adapting."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from logging import Logger
 from typing import Any, ClassVar, Protocol
 
-from common.config import ClusterConfig, StudyConfig
+from common.config import StudyConfig
 from common.errors import AdaptationError, UnavailableError
-from common.messages import ArtifactInfo, JobRequest, JobResult, span_of
+from common.messages import ArtifactInfo, JobRequest, JobResult
 from common.meta.prior import Prior
 from common.storage import ArtifactFolder
 from coordinator.calls import Call, Outcome
-from coordinator.jobs import AdaptSpec, Job, MetaTrainSpec
+from coordinator.jobs import AdaptSpec, Job
 from coordinator.outer import OuterStep
 from coordinator.priors import ATTEMPT, StudyPriors
-from coordinator.rounds import Result, Round, architecture_metrics, bundled, plan, rejected_by
+from coordinator.rounds import architecture_metrics
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Plan
-from coordinator.study import load_catalogs
 from workers.actor import WorkerStatus
-from workers.data.arrays import ClassArrays
 from workers.evaluate import CHECKPOINTS
-from workers.results import store_results
-
-_TASK_ATTEMPTS = ClusterConfig().max_attempts
 
 
 class Workers(Protocol):
@@ -47,6 +42,8 @@ class Desk(Protocol):
         background: for what takes long and needs no worker.
         logger: of the coordinator.
         now_s: seconds since 1970.
+        monotonic_s: a clock that never jumps.
+        share: calls that a run which always has more to do may have at the workers at a time.
     """
 
     epoch: int
@@ -55,6 +52,12 @@ class Desk(Protocol):
     background: ThreadPoolExecutor
     logger: Logger
     now_s: Callable[[], float]
+    monotonic_s: Callable[[], float]
+
+    @property
+    def share(self) -> int:
+        """See above."""
+        ...
 
     @property
     def pool(self) -> Workers:
@@ -268,7 +271,8 @@ class AdaptRun(CallRun):
             raise AdaptationError(f"the update cannot enter the prior: {rejection.reason} ({rejection.detail})")
         following = outer.finish()
         metrics = dict(architecture_metrics(following, self.config))
-        pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics)
+        intake = desk.priors.carried(job.tenant, job.study, self.prior.version)
+        pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics, intake)
         stored = result_of({**result.summary, "contributed_version": following.version}, result.artifacts, self.url)
         self.conclude(
             lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored)
@@ -287,130 +291,3 @@ def interim_of(status: WorkerStatus) -> dict[str, Any]:
     if status.interim is None:
         return {}
     return {"accuracy": status.interim.accuracy, "genotype_json": status.interim.genotype.to_json()}
-
-
-class TrainRun(Run):
-    """Rounds, one after the other. One that is given up leaves no trace, and is computed again to the same bytes."""
-
-    def __init__(self, desk: Desk, job: Job) -> None:
-        super().__init__(desk, job)
-        self.keys: set[str] = set()
-
-    def begin(self) -> None:
-        """See `Run`."""
-        spec = self.job.spec
-        assert isinstance(spec, MetaTrainSpec)
-        self.config = self.desk.priors.config_of(self.job.tenant, self.job.study)
-        self.target = spec.until_version or self.config.rounds
-        self.pausing = False
-        self.metrics: Mapping[str, float] = {}
-        head = self.desk.store.head(self.job.tenant, self.job.study)
-        self.prior = self.desk.priors.load(self.job.tenant, self.job.study, head.version)
-        self.round: Round | None = None
-        self.started_s = self.desk.now_s()
-        # Images may have to be prepared first, which takes its time.
-        self.catalogs: Future[list[ClassArrays]] = self.desk.background.submit(load_catalogs, self.config)
-        self._next()
-
-    def _next(self) -> None:
-        """Begins the next round, if its images are there and there is one."""
-        job, desk = self.job, self.desk
-        if self.prior.version >= self.target:
-            self._end()
-            return
-        if not self.catalogs.done():
-            self.round = None
-            return
-        round_plan = plan(self.prior, self.config, self.catalogs.result())
-        bundles = bundled(round_plan.requests, self.config, desk.pool.num_workers)
-        self.requests = {span_of(request.task_ids): request for request in bundles}
-        desk.store.open_plan(
-            desk.epoch,
-            job.tenant,
-            job.study,
-            Plan(
-                job_id=job.job_id,
-                base_version=self.prior.version,
-                task_ids=tuple(request.task.task_id for request in round_plan.requests),
-                rule=self.config.outer.rule,
-            ),
-        )
-        self.round = Round(self.prior, round_plan, self.config)
-        self.attempts = dict.fromkeys(self.requests, 0)
-        self.started_s = desk.now_s()
-        for name in self.requests:
-            self._submit(name)
-
-    def _end(self) -> None:
-        """Leaves what `metasearch train` leaves in a run's folder, but with one version of the prior: the last."""
-        job, desk, version = self.job, self.desk, self.prior.version
-        url = desk.priors.url_of(job)
-        files = desk.priors.run_files(job.tenant, job.study, version)
-        artifacts = store_results(ArtifactFolder(url), files, None)
-        self.succeed(result_of({"prior_version": version, "prior_sha256": self.prior.digest()}, artifacts, url))
-
-    def _submit(self, name: str) -> None:
-        key = f"{self.job.job_id}/{name}"
-        self.keys.add(key)
-        self.desk.submit(self, key, self.requests[name], self.prior)
-
-    def take(self, outcome: Outcome) -> None:
-        """See `Run`."""
-        self.keys.discard(outcome.key)
-        name = outcome.key.removeprefix(f"{self.job.job_id}/")
-        if outcome.error is not None:
-            raise outcome.error
-        if outcome.lost:
-            self.attempts[name] += 1
-            if self.attempts[name] >= max(self.config.cluster.max_attempts, _TASK_ATTEMPTS):
-                raise AdaptationError(
-                    f"task {name} was started {self.attempts[name]} times without a result; the last time "
-                    f"{outcome.lost}"
-                )
-            self._submit(name)
-            return
-        assert self.round is not None
-        result: Result = outcome.result
-        for rejection in rejected_by(result, self.round.absorb(result)):
-            self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
-        if self.round.is_complete:
-            self._finish_round()
-
-    def _finish_round(self) -> None:
-        assert self.round is not None
-        job, desk = self.job, self.desk
-        following, metrics = self.round.finish()
-        metrics["round_seconds"] = desk.now_s() - self.started_s
-        pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics)
-        # An outage here sends the job back to the queue; whoever runs it then finds version + 1, or makes it again.
-        desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s())
-        self.prior, self.metrics, self.round = following, metrics, None
-        desk.logger.info(
-            "job %s: version %d of %d, loss %.3f", job.name, following.version, self.target, metrics["train_loss_last"]
-        )
-        desk.priors.prune(desk.epoch, job.tenant, job.study, self.config.checkpoint.keep_last)
-        if self.pausing and following.version < self.target:
-            desk.send_back(self, "paused", uses_attempt=False)
-            return
-        self._next()
-
-    def look(self) -> None:
-        """See `Run`."""
-        if self.round is None and self.catalogs.done():
-            self._next()
-
-    def progress(self, workers: Mapping[str, WorkerStatus]) -> Mapping[str, Any] | None:
-        """See `Run`."""
-        return {"done": self.prior.version, "total": self.target, "metrics": dict(self.metrics)}
-
-    def pause(self) -> None:
-        """See `Run`."""
-        self.pausing = True
-        if self.round is None:
-            self.desk.send_back(self, "paused", uses_attempt=False)
-
-    def give_up(self) -> None:
-        """See `Run`."""
-        for key in self.keys:
-            self.desk.abandon(key)
-        self.keys.clear()

@@ -28,6 +28,8 @@ class LogSink:
             *([f"query {query_summary(values)}"] if "query_accuracy" in values else []),
             f"accepted {values['tasks_accepted']:.0f}",
             f"rejected {values['tasks_rejected']:.0f}",
+            *([f"late {values['tasks_late']:.0f}"] if values.get("tasks_late") else []),
+            *([_staleness(values)] if values.get("staleness_max") else []),
             *([f"tau {values['tau']:.2f}", f"entropy {sum(entropies) / len(entropies):.3f}"] if entropies else []),
             f"{values['round_seconds']:.1f} s",
         ]
@@ -35,6 +37,10 @@ class LogSink:
 
     def close(self) -> None:
         """See `MetricSink.close`."""
+
+
+def _staleness(values: Mapping[str, float]) -> str:
+    return f"staleness {values['staleness_mean']:.1f} (at most {values['staleness_max']:.0f})"
 
 
 class JsonLinesSink:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,26 @@ USE = "use"
 _Problem = tuple[RejectionReason, str]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where an update began that is to move a later version (buffered asynchronous mode; reconstruction).
+
+    What a task has learnt are moves from its origin, and they count as if made from the version that they meet.
+    Differences and gradients are such moves already. The architecture's posterior goes as far from the version that it
+    meets as it is from its origin, in probabilities or in logits, whichever are averaged; the standard deviations of
+    gaussian weights are the task's own. Averaging a stale posterior as it is would undo what was learnt meanwhile.
+
+    Attributes:
+        version: of the prior there.
+        alpha: architecture logits there; None where the prior has no architecture.
+        weight: that the update's own weight is multiplied by, > 0.
+    """
+
+    version: int
+    alpha: Vector | None
+    weight: float
+
+
 class UpdateSums:
     """Sums over the updates of one round, or of some of its tasks, fed update by update as they come.
 
@@ -32,7 +53,7 @@ class UpdateSums:
     Memory does not grow with the number of updates under a mean. Updates must not change after they were absorbed.
 
     Args:
-        prior: the version that all updates must start from; unchanged.
+        prior: the version that all updates must start from, unless they come with an origin; unchanged.
         config: of the study.
     """
 
@@ -43,18 +64,23 @@ class UpdateSums:
         self._layouts = _layouts(config) if _has_tensor_scales(config) else {}
         self.num_accepted = 0
 
-    def absorb(self, update: Update) -> Rejection | None:
-        """Takes one update, or says why not; a rejected update leaves no trace."""
-        rejection = check(self._prior, update, self._config)
+    def absorb(self, update: Update, origin: Origin | None = None) -> Rejection | None:
+        """Takes one update, or says why not; a rejected update leaves no trace.
+
+        Args:
+            update: what a task has learnt.
+            origin: where it began, if not from the version that the sums are for.
+        """
+        rejection = check(self._prior, update, self._config, origin)
         if rejection is not None:
             return rejection
-        weight = task_weight(update.num_examples, self._config)
-        for name, vector in self._summands(update):
+        weight = _weight(update, self._config, origin)
+        for name, vector in self._summands(update, origin):
             self._aggregator(name).add(vector, weight)
         self.num_accepted += 1
         return None
 
-    def _summands(self, update: Update) -> Iterator[tuple[str, NDArray[np.floating]]]:
+    def _summands(self, update: Update, origin: Origin | None) -> Iterator[tuple[str, NDArray[np.floating]]]:
         """What an update adds, by the name of what is averaged."""
         outer = self._config.outer
         moves = update.gradients if isinstance(update, MetaGradient) else update.differences
@@ -65,7 +91,7 @@ class UpdateSums:
             return
         for name in update.log_sigma:
             yield SECOND_MOMENT_PREFIX + name, self._second_moment(name, update)
-        yield ALPHA, _alpha_coordinates(self._prior, update.alpha, self._config)
+        yield ALPHA, _alpha_coordinates(self._prior, update.alpha, self._config, origin)
         if outer.theta_average != "tasks":
             yield USE, _counted_use(self._prior, update, outer)
 
@@ -148,17 +174,18 @@ class UpdateSums:
         return variance + self.per_scale(name, np.square(update.differences[name].astype(np.float64)))
 
 
-def check(prior: Prior, update: Update, config: StudyConfig) -> Rejection | None:
+def check(prior: Prior, update: Update, config: StudyConfig, origin: Origin | None = None) -> Rejection | None:
     """Why an update must not touch the prior, or None."""
 
     def rejected(reason: RejectionReason, detail: str) -> Rejection:
         return Rejection(update.task_id, reason, detail)
 
-    if update.version != prior.version:
-        return rejected(RejectionReason.WRONG_VERSION, f"starts from {update.version}, the prior is {prior.version}")
+    version = prior.version if origin is None else origin.version
+    if update.version != version:
+        return rejected(RejectionReason.WRONG_VERSION, f"starts from {update.version}, the prior is {version}")
     if update.num_examples <= 0:
         return rejected(RejectionReason.BAD_WEIGHT, f"num_examples must be > 0, got {update.num_examples}")
-    weight = task_weight(update.num_examples, config)
+    weight = _weight(update, config, origin)
     if not 0 < weight <= MAX_MAGNITUDE:
         return rejected(RejectionReason.BAD_WEIGHT, f"weight {weight:g} is not in 0..{MAX_MAGNITUDE:g}")
     if isinstance(update, MetaGradient) != (config.few_shot is not None):
@@ -176,7 +203,7 @@ def check(prior: Prior, update: Update, config: StudyConfig) -> Rejection | None
             return rejected(RejectionReason.NOT_FINITE, f"{name} has NaN or infinite values")
         if largest * max(weight, 1.0) > MAX_MAGNITUDE:
             return rejected(RejectionReason.OUT_OF_RANGE, f"{name} has values beyond {MAX_MAGNITUDE:g}")
-    problem = _too_far(prior, update, weight, config) if isinstance(update, LocalUpdate) else None
+    problem = _too_far(prior, update, weight, config, origin) if isinstance(update, LocalUpdate) else None
     return None if problem is None else rejected(*problem)
 
 
@@ -210,9 +237,11 @@ def _vectors_of(update: Update) -> Mapping[str, Vector]:
     return {**update.differences, **scales, ALPHA: update.alpha}
 
 
-def _too_far(prior: Prior, update: LocalUpdate, weight: float, config: StudyConfig) -> _Problem | None:
+def _too_far(
+    prior: Prior, update: LocalUpdate, weight: float, config: StudyConfig, origin: Origin | None
+) -> _Problem | None:
     """What is summed of an update besides its own vectors must be in range too."""
-    if _largest_magnitude(_alpha_coordinates(prior, update.alpha, config)) * max(weight, 1.0) > MAX_MAGNITUDE:
+    if _largest_magnitude(_alpha_coordinates(prior, update.alpha, config, origin)) * max(weight, 1.0) > MAX_MAGNITUDE:
         return RejectionReason.OUT_OF_RANGE, f"{ALPHA} is further than {MAX_MAGNITUDE:g} from the prior's"
     for name, log_sigma in update.log_sigma.items():
         furthest = _largest_magnitude(update.differences[name])
@@ -233,6 +262,11 @@ def task_weight(num_examples: int, config: StudyConfig) -> float:
         return math.inf  # no such task; `check` rejects it
 
 
+def _weight(update: Update, config: StudyConfig, origin: Origin | None) -> float:
+    own = task_weight(update.num_examples, config)
+    return own if origin is None else own * origin.weight
+
+
 def alpha_probabilities(alpha: Vector, config: StudyConfig) -> NDArray[np.float64]:
     """Probabilities (size,) that architecture logits (size,) stand for."""
     space = config.space
@@ -241,11 +275,17 @@ def alpha_probabilities(alpha: Vector, config: StudyConfig) -> NDArray[np.float6
     return flat
 
 
-def _alpha_coordinates(prior: Prior, alpha: Vector, config: StudyConfig) -> NDArray[np.float64]:
-    """What is averaged: probabilities, or differences of logits."""
+def _alpha_coordinates(
+    prior: Prior, alpha: Vector, config: StudyConfig, origin: Origin | None = None
+) -> NDArray[np.float64]:
+    """What is averaged: probabilities, moved as far as the prior was since the origin; or differences of logits."""
+    before = prior.vectors[ALPHA] if origin is None or origin.alpha is None else origin.alpha
     if config.outer.alpha_average == "logits":
-        return alpha.astype(np.float64) - prior.vectors[ALPHA]
-    return alpha_probabilities(alpha, config)
+        return alpha.astype(np.float64) - before
+    own = alpha_probabilities(alpha, config)
+    if origin is None:
+        return own
+    return own + (alpha_probabilities(prior.vectors[ALPHA], config) - alpha_probabilities(before, config))
 
 
 def _moved_by(name: str) -> str:

@@ -142,7 +142,8 @@ class JobStore(FencedLedger):
         self._commit_as(epoch, Transaction(changes=[Delete(prior_key(tenant, study, version))]))
 
     def open_plan(self, epoch: int, tenant: str, study: str, plan: Plan) -> None:
-        """Stores what the next round will do. An open plan of the same job and version is replaced by the same.
+        """Stores what the next round will do. An open plan of the same job and version is replaced: by the same, or in
+        buffered mode by that of whichever tasks were first after a crash.
 
         Raises:
             ConflictError: the prior has moved on, or another coordinator is in charge.
@@ -469,7 +470,7 @@ class JobStore(FencedLedger):
 
 
 def _round_of(pointer: PriorPointer) -> RoundRecord:
-    return RoundRecord(version=pointer.version, made_by=pointer.made_by, metrics=pointer.metrics)
+    return RoundRecord(version=pointer.version, made_by=pointer.made_by, metrics=pointer.metrics, intake=pointer.intake)
 
 
 def _no_room(tenant: str, blocked: Add) -> QuotaError:

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import Field
 
 from common.config import Frozen
+from common.intake import Intake
 from coordinator.jobs import FewShotSpec, Job
 from coordinator.store.ledger import Stored
 
@@ -70,6 +71,8 @@ class PriorPointer(Frozen):
     """Job that made it; empty for version 0."""
     metrics: Mapping[str, float] = {}
     """Of its round."""
+    intake: Intake | None = None
+    """Which tasks made it, where the schedule leaves that to chance."""
 
 
 class RoundRecord(Frozen):
@@ -79,15 +82,19 @@ class RoundRecord(Frozen):
     """That it made."""
     made_by: str
     metrics: Mapping[str, float]
+    intake: Intake | None = None
+    """See `PriorPointer`."""
 
 
 class Plan(Frozen):
-    """A round that is under way."""
+    """A round that is under way; in buffered mode, a full buffer."""
 
     job_id: str
     base_version: int
     task_ids: tuple[str, ...]
     rule: str
+    base_versions: tuple[int, ...] = ()
+    """In buffered mode, the version that each task began from."""
 
 
 class Head(Frozen):
