@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from logging import Logger
 from typing import Any, ClassVar, Protocol
 
 from common.config import ClusterConfig, StudyConfig
 from common.errors import AdaptationError, UnavailableError
+from common.log_fields import log_fields
 from common.messages import ArtifactInfo, JobRequest, JobResult, span_of
 from common.meta.prior import Prior
 from common.storage import ArtifactFolder
@@ -125,6 +126,8 @@ class Run(ABC):
 
         def commit_and_tidy() -> None:
             commit()
+            with log_fields(job=self.job.job_id):
+                self.desk.logger.info("%s has succeeded", self.job.name)
             self.tidy()
 
         self.desk.owe(self.job, commit_and_tidy)
@@ -279,7 +282,7 @@ class AdaptRun(CallRun):
         status = workers.get(self.job.job_id)
         if status is None:
             return None
-        return {"done": status.steps_done, "total": self.steps, **interim_of(status)}
+        return {"done": status.steps_done, "total": self.steps, "worker": status.short_name, **interim_of(status)}
 
 
 def interim_of(status: WorkerStatus) -> dict[str, Any]:
@@ -322,7 +325,8 @@ class TrainRun(Run):
             self.round = None
             return
         round_plan = plan(self.prior, self.config, self.catalogs.result())
-        bundles = bundled(round_plan.requests, self.config, desk.pool.num_workers)
+        asked = [replace(request, job_id=job.job_id) for request in round_plan.requests]
+        bundles = bundled(asked, self.config, desk.pool.num_workers)
         self.requests = {span_of(request.task_ids): request for request in bundles}
         desk.store.open_plan(
             desk.epoch,
@@ -372,7 +376,8 @@ class TrainRun(Run):
         assert self.round is not None
         result: Result = outcome.result
         for rejection in rejected_by(result, self.round.absorb(result)):
-            self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
+            with log_fields(round=self.prior.version + 1):
+                self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
         if self.round.is_complete:
             self._finish_round()
 
@@ -385,9 +390,10 @@ class TrainRun(Run):
         # An outage here sends the job back to the queue; whoever runs it then finds version + 1, or makes it again.
         desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s())
         self.prior, self.metrics, self.round = following, metrics, None
-        desk.logger.info(
-            "job %s: version %d of %d, loss %.3f", job.name, following.version, self.target, metrics["train_loss_last"]
-        )
+        with log_fields(round=following.version):
+            desk.logger.info(
+                "%s: version %d of %d, loss %.3f", job.name, following.version, self.target, metrics["train_loss_last"]
+            )
         desk.priors.prune(desk.epoch, job.tenant, job.study, self.config.checkpoint.keep_last)
         if self.pausing and following.version < self.target:
             desk.send_back(self, "paused", uses_attempt=False)
