@@ -98,7 +98,7 @@ class ServiceView:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: from which width of the terminal on it is shown, and how."""
+    """A column: from which width of the terminal on it is shown, and how wide it is; None for as wide as it has to be."""
 
     title: str
     cell: Callable[[JobRow, int], RenderableType]
@@ -109,6 +109,7 @@ class _Column:
 
 
 _WIDE = 120
+_MAX_FLEXIBLE = 16
 
 
 def render(view: ServiceView, width: int, height: int | None = None) -> RenderableType:
@@ -172,11 +173,13 @@ def _head(view: ServiceView, width: int) -> list[Text]:
 def _table(rows: Sequence[JobRow], width: int) -> Table:
     shown = [column for column in _COLUMNS if width >= column.from_width]
     table = Table(box=None, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", width=width)
+    last_flexible = [column for column in shown if column.width is None][-1:]
     for column in shown:
         table.add_column(
             column.title,
             width=column.wide if column.wide is not None and width >= _WIDE else column.width,
-            ratio=1 if column.width is None else None,
+            max_width=_MAX_FLEXIBLE if column not in last_flexible else None,
+            ratio=1 if column in last_flexible else None,  # it has what is left
             justify="right" if column.is_number else "left",
             no_wrap=True,
             overflow="ellipsis",
@@ -194,9 +197,10 @@ def _state(row: JobRow, width: int) -> Text:
 def _progress(row: JobRow, width: int) -> RenderableType:
     if not row.total:
         return Text("")
-    is_going = row.state in ("running", "cancelling")
+    style = _STATES[row.state][1] if row.state in _STATES else ""
     grid = Table.grid(padding=(0, 1, 0, 0))
-    bar = ProgressBar(row.total, row.done, width=14 if width >= _WIDE else 7, complete_style="cyan" if is_going else "")
+    length = 14 if width >= _WIDE else 7
+    bar = ProgressBar(row.total, row.done, width=length, complete_style=style, finished_style=style)
     text = f"{row.done}/{row.total}" if width >= _WIDE else f"{100 * row.done // row.total}%"
     grid.add_row(bar, Text(text))
     return grid
