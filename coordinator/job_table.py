@@ -98,7 +98,7 @@ class ServiceView:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: from which width of the terminal on it is shown, and how wide it is; None for as wide as it has to be."""
+    """A column: from which width of the terminal on it is shown, and how wide it is; None for what it takes."""
 
     title: str
     cell: Callable[[JobRow, int], RenderableType]
