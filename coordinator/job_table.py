@@ -108,7 +108,7 @@ class _Column:
     is_number: bool = False
 
 
-_WIDE = 120
+_WIDE = 144
 _MAX_FLEXIBLE = 16
 
 
@@ -220,8 +220,8 @@ _COLUMNS = (
     _Column(
         "acc", lambda row, width: Text("" if row.accuracy is None else f"{row.accuracy:.3f}"), 66, 5, is_number=True
     ),
-    _Column("try", lambda row, width: Text(f"{row.attempt or ''}"), 100, 3, is_number=True),
+    _Column("try", lambda row, width: Text(f"{row.attempt or ''}"), 96, 3, is_number=True),
     _Column("age", lambda row, width: Text(short_time(row.age_s)), 86, 6, is_number=True),
-    _Column("worker", lambda row, width: Text(row.worker), 100, 10),
-    _Column("note", lambda row, width: Text(row.note), 110, None),
+    _Column("worker", lambda row, width: Text(row.worker), 106, 10),
+    _Column("note", lambda row, width: Text(row.note), 124, None),
 )

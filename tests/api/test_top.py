@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[a-zA-Z]|[()][A-Z0-9]|[=>])")
 class Terminal:
     """The command in a terminal of its own, and what it has drawn there."""
 
-    def __init__(self, *arguments: str, environment: dict[str, str], columns: int = 100, lines: int = 20) -> None:
+    def __init__(self, *arguments: str, environment: dict[str, str], columns: int = 110, lines: int = 20) -> None:
         self._master, inside = pty.openpty()
         fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.before = termios.tcgetattr(inside)

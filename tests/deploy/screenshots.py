@@ -20,7 +20,7 @@ from coordinator.live_jobs import LiveJobs
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 _STEPS = 30_000  # of the adaptation that is shown at work
-_TOP_COLUMNS = 124
+_TOP_COLUMNS = 144
 _WATCHED_S = 20.0  # for the pace of jobs
 
 
