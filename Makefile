@@ -14,7 +14,7 @@ MIN_COVERAGE_PERCENT := 90
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt proto bench sanitize deploy-check multinode data redis clean
+.PHONY: help demo test check fmt proto bench sanitize deploy-check multinode screenshots data redis browser clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,12 +49,15 @@ bench: $(INSTALLED) data redis ## Run every script of tests/benchmarks, one afte
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
 
-deploy-check: $(INSTALLED) data redis ## Lint what deploy/ holds, and run it as processes of this machine
+deploy-check: $(INSTALLED) data redis browser ## Lint what deploy/ holds, and run it as processes of this machine
 	$(BIN)/yamllint --strict docker-compose.yml deploy
 	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m deploy tests/deploy $(ARGS)
 
 multinode: $(INSTALLED) data redis ## Run the service over several hosts, made of network namespaces, and break them (root)
 	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m multinode tests/multinode $(ARGS)
+
+screenshots: $(INSTALLED) browser ## Take the pictures of docs/dashboard.md, of a live service
+	PYTHONPATH=.:tests $(BIN)/python tests/deploy/screenshots.py $(ARGS)
 
 sanitize: $(INSTALLED) ## Run the native cell's tests on a build with ASan and UBSan
 	$(BIN)/python tests/sanitize.py
@@ -68,6 +71,11 @@ redis: # A real Redis for the job store's tests and benchmarks, which start thei
 	@command -v redis-server >/dev/null || { \
 	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) redis-server; else false; fi \
 	} || echo 'Without redis-server the tests on Redis are skipped; to have it: apt-get install redis-server (as root)'
+
+browser: # A browser for tests of the Ray dashboard and its pictures. Missing, it skips tests, and fails nothing.
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) chromium; else false; fi \
+	} || echo 'Without Chromium the tests of the Ray dashboard are skipped; to have it: apt-get install chromium (as root)'
 
 clean: ## Remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \

@@ -47,6 +47,7 @@ class AdaptRequest:
             `MetaGradient`, and its evaluations are of the query images.
         start: local weights to start from instead of the prior's and a classifier of zeros, as in
             `AdaptResult.weights`; of these `body`, the head and the classifier count.
+        job_id: of the service's job that the task is for, if any: for logs and the dashboard.
     """
 
     task: LearningTask
@@ -65,11 +66,17 @@ class AdaptRequest:
     trials: TrialsConfig | None = None
     start: Mapping[str, Vector] | None = None
     few_shot: FewShotConfig | None = None
+    job_id: str | None = None
 
     @property
     def task_ids(self) -> tuple[str, ...]:
         """Of its one task."""
         return (self.task.task_id,)
+
+    @property
+    def round_number(self) -> int | None:
+        """The version that its round makes; None where it is part of none."""
+        return self.version + 1 if self.returns_update else None
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,16 @@ class PartialSumRequest:
     def task_ids(self) -> tuple[str, ...]:
         """Of all its tasks, in their order."""
         return tuple(request.task.task_id for request in self.requests)
+
+    @property
+    def job_id(self) -> str | None:
+        """See `AdaptRequest`."""
+        return self.requests[0].job_id
+
+    @property
+    def round_number(self) -> int | None:
+        """See `AdaptRequest`."""
+        return self.requests[0].round_number
 
 
 class RejectionReason(StrEnum):

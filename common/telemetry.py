@@ -7,6 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from common.log_fields import FieldsFormatter
+
 # What rounds of few-shot studies measure beside all else. Query images count after the last inner step, with the
 # noise-free architecture; their batch statistics are those of `few_shot.evaluation`. The steps of method reptile take
 # them too, so under it they are not held out.
@@ -63,7 +65,10 @@ def query_summary(values: Mapping[str, float]) -> str:
 
 
 def logger_for(component: str, log_file: Path | None = None) -> logging.Logger:
-    """A logger that writes one line per record to standard error, and to a file if one is given."""
+    """A logger that writes one line per record, with the fields of `common.log_fields`, to standard error or to a file.
+
+    In an actor, standard error is what the Ray dashboard shows as its log.
+    """
     logger = logging.getLogger(f"metasearch.{component}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -75,6 +80,6 @@ def logger_for(component: str, log_file: Path | None = None) -> logging.Logger:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers = [logging.FileHandler(log_file, encoding="utf-8")]
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        handler.setFormatter(FieldsFormatter())
         logger.addHandler(handler)
     return logger

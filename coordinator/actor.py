@@ -151,7 +151,7 @@ class Coordinator:
         found = evaluate_all(self._pool, requests, self._max_attempts, self._stop.is_set, count)
         return [found[request.job_id] for request in requests if request.job_id in found]
 
-    @ray.method(concurrency_group=STATUS_GROUP)
+    @ray.method(concurrency_group=STATUS_GROUP, enable_task_events=False)  # asked for all the time
     def progress(self) -> Progress:
         """How far it is, at this moment."""
         return Progress(
@@ -178,7 +178,8 @@ class Coordinator:
         self._metrics = dict(metrics)
 
     def __repr__(self) -> str:
-        return f"Coordinator({self._name})"
+        """For the Ray dashboard, which asks once, when the actor has started; its tasks say what it is doing."""
+        return f"coordinator of {self._name}"
 
 
 def start_coordinator(name: str, cluster: ClusterConfig) -> Any:

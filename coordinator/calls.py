@@ -11,6 +11,7 @@ from common.messages import (
     JobRequest,
     PartialSumRequest,
     SweepRequest,
+    span_of,
 )
 from common.meta.prior import Prior
 
@@ -53,6 +54,16 @@ class PendingCall:
         if isinstance(self.request, FewShotRequest):
             return "few_shot"
         return "run_job" if isinstance(self.request, JobRequest) else "adapt"
+
+    @property
+    def title(self) -> str:
+        """What the Ray dashboard calls it; has the job's id, where there is one."""
+        request = self.request
+        if isinstance(request, AdaptRequest | PartialSumRequest):
+            task = f"adapt {span_of(request.task_ids)}"
+            return task if request.job_id is None else f"job {request.job_id}: {task}"
+        kind = "adapt" if isinstance(request, JobRequest) else self.method
+        return f"job {request.job_id}: {kind}, attempt {request.attempt}"
 
     @property
     def num_tasks(self) -> int:

@@ -34,6 +34,7 @@ from coordinator import (
     serving_cli,
     submit_cli,
     sweep_cli,
+    top_cli,
     verify_cli,
 )
 from coordinator.genotypes import genotype_fields
@@ -65,6 +66,7 @@ app.add_typer(data_app, name="data")
 serving_cli.register(app)
 submit_cli.register(app)
 client_cli.register(app)
+top_cli.register(app)
 label_cli.register(app)
 network_cli.register(app)
 evaluate_cli.register(app)

@@ -16,9 +16,10 @@ from common.loading import preset_names
 from coordinator.api.client import SearchClient
 from coordinator.api.connection import TERMINAL_STATES
 from coordinator.api.stubs import search_pb2 as pb
+from coordinator.live_jobs import accuracy_of
 from coordinator.predictions import few_shot_summary
 from coordinator.progress import bar_on
-from coordinator.service_access import ServerOption, TokenOption, connected, folder_of
+from coordinator.service_access import ServerOption, TokenOption, connected, folder_of, study_name
 from coordinator.sweep_client_cli import submit_sweep, sweep_tree, trial_table
 
 _messages = Console(stderr=True, highlight=False)
@@ -154,12 +155,7 @@ def jobs(
         return
     table = Table("job", "kind", "state", "progress", "accuracy", "note", show_edge=False)
     for job in found:
-        found_result = job.WhichOneof("result")
-        accuracy = getattr(job, found_result).accuracy if found_result in ("adapt_result", "evaluate_result") else None
-        if found_result == "sweep_result" and job.sweep_result.metric == "accuracy":
-            accuracy = next(each.value for each in job.sweep_result.trials if each.number == job.sweep_result.best)
-        if accuracy is None and job.progress.HasField("accuracy"):
-            accuracy = job.progress.accuracy
+        accuracy = accuracy_of(job)
         table.add_row(
             job.name,
             job.spec.WhichOneof("kind") or "",
@@ -375,11 +371,6 @@ def _show(message: Any, as_json: bool, text: str) -> None:
 
 def _plain(message: Any) -> Any:
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
-
-
-def study_name(name: str) -> str:
-    """The resource name of a study that an argument names."""
-    return name if name.startswith("studies/") else f"studies/{name}"
 
 
 def _state(job: pb.Job) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.job_config import JobConfig
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError, MetaSearchError, UnavailableError
@@ -32,12 +33,13 @@ class Cluster:
     is_local: bool
 
 
-def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
+def connect(address: str | None, include_dashboard: bool = True, job_name: str = "metasearch") -> Cluster:
     """Connects to the cluster at `address`, or starts a local one.
 
     Args:
         address: as in `ray.init`; `auto` finds the cluster of this machine. None starts one on the loopback.
         include_dashboard: for a local cluster.
+        job_name: what the dashboard calls the Ray job of this process.
 
     Raises:
         UnavailableError: no cluster answers there, or none can be started.
@@ -46,11 +48,14 @@ def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
     # to set the variable here would be too late, as Ray reads it when it is imported.
     if address is not None:
         _check_answers(address)
+    job = JobConfig(metadata={"job_name": job_name})
     try:
         if address is None:
-            context = _start_local(include_dashboard)
+            context = _start_local(include_dashboard, job)
         else:
-            context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            context = ray.init(
+                address=address, namespace=NAMESPACE, job_config=job, log_to_driver=False, logging_level=logging.ERROR
+            )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "a local Ray cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
         raise UnavailableError(f"{where}: {str(error).splitlines()[0]}") from error
@@ -62,7 +67,7 @@ def connect(address: str | None, include_dashboard: bool = True) -> Cluster:
     )
 
 
-def _start_local(include_dashboard: bool) -> Any:
+def _start_local(include_dashboard: bool, job: JobConfig) -> Any:
     """Starts a cluster. On a machine that is busy Ray gives up on its own processes after 30 s: then once more."""
     for last in (False, True):
         try:
@@ -70,6 +75,7 @@ def _start_local(include_dashboard: bool) -> Any:
                 address="local",
                 namespace=NAMESPACE,
                 include_dashboard=include_dashboard,
+                job_config=job,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )

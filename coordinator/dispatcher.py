@@ -21,6 +21,7 @@ from common.errors import (
     QuotaError,
     UnavailableError,
 )
+from common.log_fields import log_fields
 from common.meta.prior import Prior
 from coordinator.calls import Call, Outcome
 from coordinator.evaluate_run import EvaluateRun
@@ -303,7 +304,8 @@ class Dispatcher:
         except (ConflictError, QuotaError) as error:  # cancelled or paused a moment ago
             self.logger.info("%s", error)
             return False
-        self.logger.info("job %s starts, attempt %d", job.name, job.attempt)
+        with log_fields(job=job.job_id, attempt=job.attempt):
+            self.logger.info("%s starts: %s", job.name, job.spec.kind)
         run = kind(self, job)
         self._runs[job.job_id] = run
 
@@ -390,6 +392,10 @@ class Dispatcher:
 
     def _guarded(self, run: Run, action: Callable[[Run], None]) -> None:
         """What goes wrong in one job fails that job, with a reason, or sends it back; never the coordinator."""
+        with log_fields(job=run.job.job_id):
+            self._survive(run, action)
+
+    def _survive(self, run: Run, action: Callable[[Run], None]) -> None:
         try:
             action(run)
         except SupersededError:

@@ -173,7 +173,7 @@ def open_session(name: str, cluster: ClusterConfig, address: str | None, console
     Raises:
         UnavailableError: no cluster, or too small a one.
     """
-    connection = connect(address)
+    connection = connect(address, job_name=f"metasearch {name}")
     try:
         try:
             handle = start_coordinator(name, cluster)

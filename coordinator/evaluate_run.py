@@ -61,7 +61,12 @@ class EvaluateRun(CallRun):
         before = {
             name: self.last_progress[name] for name in ("accuracy", "genotype_json") if name in self.last_progress
         }
-        return {"done": self.epochs_done, "total": self.request.config.last_epoch, **(interim_of(status) or before)}
+        return {
+            "done": self.epochs_done,
+            "total": self.request.config.last_epoch,
+            "worker": status.short_name,
+            **(interim_of(status) or before),
+        }
 
     def pause(self) -> None:
         """See `Run`: once the call at hand has stored a checkpoint."""

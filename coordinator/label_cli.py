@@ -7,8 +7,8 @@ import typer
 
 from common.errors import InvalidInputError
 from coordinator.api.inline_images import Queries
-from coordinator.client_cli import JsonOption, after_create, study_name
-from coordinator.service_access import ServerOption, TokenOption, connected
+from coordinator.client_cli import JsonOption, after_create
+from coordinator.service_access import ServerOption, TokenOption, connected, study_name
 
 
 def register(app: typer.Typer) -> None:

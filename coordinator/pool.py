@@ -342,7 +342,7 @@ class RayPool:
 
     def _give(self, worker: _Worker, call: PendingCall) -> Any:
         priors = () if call.prior is None else (self._put(call.prior),)
-        return getattr(worker.handle, call.method).remote(call.request, *priors)
+        return getattr(worker.handle, call.method).options(name=call.title).remote(call.request, *priors)
 
     def _outcomes(self, worker: _Worker, ref: Any) -> list[Outcome]:
         """What became of a call that has ended, and of those that were lost with it."""

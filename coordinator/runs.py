@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from common.config import StudyConfig
 from common.errors import AdaptationError, UnavailableError
+from common.log_fields import log_fields
 from common.messages import ArtifactInfo, JobRequest, JobResult
 from common.meta.prior import Prior
 from common.storage import ArtifactFolder
@@ -128,6 +129,8 @@ class Run(ABC):
 
         def commit_and_tidy() -> None:
             commit()
+            with log_fields(job=self.job.job_id):
+                self.desk.logger.info("%s has succeeded", self.job.name)
             self.tidy()
 
         self.desk.owe(self.job, commit_and_tidy)
@@ -283,7 +286,7 @@ class AdaptRun(CallRun):
         status = workers.get(self.job.job_id)
         if status is None:
             return None
-        return {"done": status.steps_done, "total": self.steps, **interim_of(status)}
+        return {"done": status.steps_done, "total": self.steps, "worker": status.short_name, **interim_of(status)}
 
 
 def interim_of(status: WorkerStatus) -> dict[str, Any]:

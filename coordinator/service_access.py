@@ -39,13 +39,20 @@ def folder_of(artifact: str, job: pb.Job, out: Path) -> Path:
     return out / "priors" if is_prior else out
 
 
+def study_name(name: str) -> str:
+    """The resource name of a study that an argument names."""
+    return name if name.startswith("studies/") else f"studies/{name}"
+
+
 @contextmanager
-def connected(server: str | None, token: str | None) -> Iterator[SearchClient]:
-    """A client of the service, with the local one's token where there is no other."""
+def connected(
+    server: str | None, token: str | None, patience_s: float = 10.0, timeout_s: float = 10.0
+) -> Iterator[SearchClient]:
+    """A client of the service, with the local one's token where there is no other; see `Connection`."""
     local = DEFAULT_FOLDER / TOKEN_FILE
     if token is None and local.is_file():
         token = local.read_text("utf-8").strip()
-    with SearchClient(server, token, patience_s=10.0) as client:
+    with SearchClient(server, token, timeout_s=timeout_s, patience_s=patience_s) as client:
         try:
             yield client
         except UnauthenticatedError as error:

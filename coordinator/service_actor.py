@@ -1,4 +1,4 @@
-"""The coordinator actor of the service: runs a dispatcher on a thread. Detached, and restarted by Ray.
+"""The coordinator actor of the service: runs a dispatcher, as a task of its own. Detached, and restarted by Ray.
 
 It holds nothing that it does not find again in the job store and among the artifacts.
 """
@@ -45,9 +45,12 @@ class ServiceCoordinator:
         self._state = "starting"
         self._running: tuple[str, ...] = ()
         self._epoch = 0
-        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
-        self._thread.start()
+        # A task, not a thread: the dashboard shows that it runs, and what it failed with. It is kept, or Ray would
+        # complain of an error that nobody fetched.
+        this: Any = ray.get_runtime_context().current_actor
+        self._serving = this.serve.options(name="run the jobs of the service").remote()
 
+    @ray.method(enable_task_events=False)  # asked for all the time
     def status(self) -> Mapping[str, Any]:
         """What it is doing: state (starting, running, drained, superseded, failed), epoch, names of running jobs."""
         return {"state": self._state, "epoch": self._epoch, "running": self._running, "pid": os.getpid()}
@@ -57,17 +60,26 @@ class ServiceCoordinator:
         self._draining.set()
 
     def __repr__(self) -> str:
-        return f"Coordinator(epoch {self._epoch}, {self._state}, {len(self._running)} jobs)"
+        """For the Ray dashboard, which asks once, when the actor has started; its tasks say what it is doing."""
+        return f"coordinator on {socket.gethostname()}"
 
-    def _run(self) -> None:
+    def serve(self) -> None:
+        """Runs jobs until it is drained. The actor calls this by itself, once it has started.
+
+        Raises:
+            SupersededError: another coordinator is in charge.
+            Exception: any that was not expected; the supervisor sees the state, and replaces this actor.
+        """
         try:
             self._serve()
         except SupersededError as error:
             self._log.error("%s; this one stops", error)
             self._state = "superseded"
-        except Exception:  # noqa: BLE001 the edge: the supervisor sees the state and replaces this actor
+            raise
+        except Exception:
             self._log.exception("the coordinator failed")
             self._state = "failed"
+            raise
 
     def _serve(self) -> None:
         store = self._open_store()

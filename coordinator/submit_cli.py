@@ -9,10 +9,10 @@ import typer
 from common.errors import InvalidInputError
 from common.evaluate_config import PRESETS
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.client_cli import JsonOption, after_create, study_name
+from coordinator.client_cli import JsonOption, after_create
 from coordinator.genotypes import genotype_of
 from coordinator.limit_options import LatencyTableOption, MaxLatencyOption, MaxMacsOption, MaxParamsOption, limits_of
-from coordinator.service_access import ServerOption, TokenOption, connected
+from coordinator.service_access import ServerOption, TokenOption, connected, study_name
 
 
 def register(app: typer.Typer) -> None:

@@ -59,7 +59,7 @@ class Supervisor:
         while not self._stop.is_set():
             try:
                 with _own_signal_handlers():
-                    connection = connect(self._address)
+                    connection = connect(self._address, job_name="metasearch service")
             except UnavailableError as error:
                 if first:
                     raise

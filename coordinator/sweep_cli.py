@@ -108,7 +108,7 @@ def sweep(
     from coordinator.cluster import connect, disconnect, worker_resources
 
     cluster = plan.study.cluster if plan.study is not None else ClusterConfig()
-    connect(address, include_dashboard=False)
+    connect(address, include_dashboard=False, job_name="metasearch sweep")
     try:
         wanted = cluster.model_copy(update={"num_workers": plan.config.concurrency})
         concurrency, gpus = worker_resources(wanted)

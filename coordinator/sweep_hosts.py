@@ -33,7 +33,7 @@ class SweepHost:
         address = ray.get_runtime_context().gcs_address
         return run_in_process(request, concurrency, gpus_per_trial, address, self._note)
 
-    @ray.method(concurrency_group=STATUS_GROUP)
+    @ray.method(concurrency_group=STATUS_GROUP, enable_task_events=False)  # asked for all the time
     def status(self) -> WorkerStatus:
         """How far the sweep is: trials that are over, how many run, which is best."""
         with self._lock:
@@ -46,7 +46,7 @@ class SweepHost:
             self._num_over, self._metrics = num_over, metrics
 
     def __repr__(self) -> str:
-        return f"SweepHost({self._job_id})"
+        return f"sweep host of job {self._job_id}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class SweepHosts:
                     )
                 except ValueError:
                     continue  # not gone yet
-                hosted.call = hosted.handle.run.remote(hosted.request, hosted.num_workers, self._gpus)
+                title = f"job {hosted.request.job_id}: sweep, attempt {hosted.request.attempt}"
+                call = hosted.handle.run.options(name=title)
+                hosted.call = call.remote(hosted.request, hosted.num_workers, self._gpus)
 
     def ended(self, call: Any) -> Ended:
         """How a call that is ready ended."""

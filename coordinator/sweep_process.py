@@ -1,7 +1,7 @@
 """A sweep of the service as a process, and a Ray job, of its own: whatever ends it, Ray then frees all that it held.
 
-Run by `coordinator.sweep_hosts`, as `python -m coordinator.sweep_process`. One line of JSON on standard input says what
-to do; lines of JSON on standard output tell how far it is, and how it ended. It ends with its standard input.
+Run by `coordinator.sweep_hosts`, as `python -m coordinator.sweep_process JOB_ID`. One line of JSON on standard input
+says what to do; lines of JSON on standard output tell how far it is, and how it ended. It ends with its standard input.
 """
 
 import json
@@ -60,7 +60,7 @@ def run_in_process(
         "address": address,
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "coordinator.sweep_process"],
+        [sys.executable, "-m", "coordinator.sweep_process", request.job_id],  # the id, for those who look at processes
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
@@ -115,7 +115,7 @@ def _run(asked: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) ->
             told_s = time.monotonic()
             tell(_progress(trials, plan))
 
-    connect(asked["address"])
+    connect(asked["address"], job_name=f"sweep of job {request.job_id}")
     try:
         found = run_sweep_job(request, asked["concurrency"], asked["gpus_per_trial"], note)
     finally:

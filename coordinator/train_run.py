@@ -4,11 +4,13 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from common.config import ClusterConfig, StudyConfig
 from common.errors import AdaptationError
 from common.intake import Intake
+from common.log_fields import log_fields
 from common.messages import AdaptRequest, PartialSum, PartialSumRequest, Rejection, span_of
 from common.meta.prior import Prior
 from common.storage import ArtifactFolder
@@ -98,7 +100,8 @@ class TrainRun(Run):
             return
         result: Result = outcome.result
         for rejection in rejected_by(result, self._absorb(result)):
-            self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
+            with log_fields(round=self.prior.version + 1):
+                self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
         self._step_if_due()
 
     def look(self) -> None:
@@ -128,9 +131,10 @@ class TrainRun(Run):
         desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s())
         self.prior, self.metrics = following, metrics
         self.started_s = desk.monotonic_s()
-        desk.logger.info(
-            "job %s: version %d of %d, loss %.3f", job.name, following.version, self.target, metrics["train_loss_last"]
-        )
+        with log_fields(round=following.version):
+            desk.logger.info(
+                "%s: version %d of %d, loss %.3f", job.name, following.version, self.target, metrics["train_loss_last"]
+            )
         desk.priors.prune(desk.epoch, job.tenant, job.study, self.config.checkpoint.keep_last)
         if self.pausing and following.version < self.target:
             desk.send_back(self, "paused", uses_attempt=False)
@@ -174,7 +178,8 @@ class RoundsRun(TrainRun):
 
     def _hand_out(self, catalogs: list[ClassArrays]) -> None:
         round_plan = plan(self.prior, self.config, catalogs)
-        bundles = bundled(round_plan.requests, self.config, self.desk.pool.num_workers)
+        asked = [replace(request, job_id=self.job.job_id) for request in round_plan.requests]
+        bundles = bundled(asked, self.config, self.desk.pool.num_workers)
         self.requests = {span_of(request.task_ids): request for request in bundles}
         self._open(tuple(request.task.task_id for request in round_plan.requests))
         self.round = Round(self.prior, round_plan, self.config)
@@ -222,7 +227,7 @@ class BufferedRun(TrainRun):
             self.course = BufferedAggregation(
                 self.prior,
                 config,
-                lambda number, prior: request_of(number, prior, config, catalogs),
+                lambda number, prior: replace(request_of(number, prior, config, catalogs), job_id=self.job.job_id),
                 done,
                 self.target,
             )

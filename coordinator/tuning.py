@@ -78,6 +78,9 @@ class SweepTrial(tune.Trainable):
         except MetaSearchError as error:
             self._failed = str(error)
 
+    def __repr__(self) -> str:
+        return f"trial {self.trial_id}"
+
     def step(self) -> dict[str, Any]:
         """A few rounds, and what was measured. What another attempt would meet again ends the trial."""
         try:

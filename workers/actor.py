@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 import ray
 
 from common.errors import AdaptationError, MetaSearchError
+from common.log_fields import log_fields
 from common.messages import (
     AdaptRequest,
     AdaptResult,
@@ -20,8 +22,10 @@ from common.messages import (
     JobResult,
     PartialSum,
     PartialSumRequest,
+    span_of,
 )
 from common.meta.prior import Prior
+from common.telemetry import logger_for
 from workers.device import choose_device
 from workers.few_shot_job import run_few_shot
 from workers.job import run_evaluation, run_job
@@ -55,16 +59,26 @@ class WorkerStatus:
     interim: Interim | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def short_name(self) -> str:
+        """The name among the workers of its coordinator, such as `worker-3`."""
+        return self.name.rpartition("/")[2]
+
 
 class SearchWorker:
     """Adapts to one task at a time; answers for its status meanwhile, on a thread of its own (`STATUS_GROUP`).
 
     Few-shot jobs have a thread too (`QUICK_GROUP`): they do not wait for the task at hand, but go between two of its
     steps, with a runner of their own.
+
+    Args:
+        name: of the actor; the part after the last slash names the worker among those of its coordinator.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._short_name = name.rpartition("/")[2]
+        self._log = logger_for("worker")
         self._runner = TaskRunner(choose_device())
         self._quick_runner = TaskRunner(self._runner.device)
         self._turns = Turns()
@@ -75,7 +89,7 @@ class SearchWorker:
 
     def adapt(self, request: AdaptRequest, prior: Prior) -> AdaptResult:
         """Adapts the prior to one task."""
-        with self._at_work_on(request.task.task_id):
+        with self._at_work_on(request.task.task_id, **_fields_of(request)):
             return self._runner.run(prior, request, self._note_step)
 
     def adapt_many(self, request: PartialSumRequest, prior: Prior) -> PartialSum:
@@ -84,7 +98,7 @@ class SearchWorker:
         Raises:
             MetaSearchError: what a task raised on purpose, or an AdaptationError; it names the task.
         """
-        with self._at_work_on(request.task_ids[0]):
+        with self._at_work_on(request.task_ids[0], **_fields_of(request)):
             try:
                 return self._runner.run_many(prior, request, self._note_task, self._note_step)
             except Exception as error:
@@ -93,7 +107,7 @@ class SearchWorker:
 
     def run_job(self, request: JobRequest, prior: Prior) -> JobResult:
         """Does all of a job; see `workers.job.run_job`."""
-        with self._at_work_on(request.job_id):
+        with self._at_work_on(request.job_id, job=request.job_id, attempt=request.attempt):
             return run_job(self._runner, prior, request, self._note_step, self._note_interim)
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateResult:
@@ -104,16 +118,16 @@ class SearchWorker:
             if progress.last is not None and progress.last.accuracy is not None:
                 self._note_interim(Interim(progress.epochs_done, progress.last.accuracy, request.genotype))
 
-        with self._at_work_on(request.job_id):
+        with self._at_work_on(request.job_id, job=request.job_id, attempt=request.attempt):
             return run_evaluation(request, self._runner.device, note)
 
     @ray.method(concurrency_group=QUICK_GROUP)
     def few_shot(self, request: FewShotRequest, prior: Prior) -> JobResult:
         """Does all of a few-shot job; see `workers.few_shot_job.run_few_shot`."""
-        with self._turns.quick():
+        with self._logged(job=request.job_id, attempt=request.attempt), self._turns.quick():
             return run_few_shot(self._quick_runner, prior, request)
 
-    @ray.method(concurrency_group=STATUS_GROUP)
+    @ray.method(concurrency_group=STATUS_GROUP, enable_task_events=False)  # asked for all the time
     def status(self) -> WorkerStatus:
         """What the worker is doing right now."""
         with self._lock:
@@ -121,15 +135,29 @@ class SearchWorker:
             return WorkerStatus(self._name, os.getpid(), device, self._task_id, self._steps_done, self._interim)
 
     @contextmanager
-    def _at_work_on(self, task_id: str) -> Iterator[None]:
+    def _at_work_on(self, task_id: str, **fields: object) -> Iterator[None]:
+        """While it works on something that `status` tells of; `fields` say in the log what."""
         with self._lock:
             self._task_id = task_id
         try:
-            with self._turns.long():
+            with self._logged(**fields), self._turns.long():
                 yield
         finally:
             with self._lock:
                 self._task_id, self._steps_done, self._interim = None, 0, None
+
+    @contextmanager
+    def _logged(self, **fields: object) -> Iterator[None]:
+        """Logs when a call begins, and how it ends."""
+        started_s = time.monotonic()
+        with log_fields(worker=self._short_name, **fields):
+            self._log.info("begins")
+            try:
+                yield
+            except Exception as error:
+                self._log.warning("failed after %.2f s: %s", time.monotonic() - started_s, error)
+                raise
+            self._log.info("done in %.2f s", time.monotonic() - started_s)
 
     def _note_task(self, task_id: str) -> None:
         with self._lock:
@@ -145,4 +173,10 @@ class SearchWorker:
             self._interim = interim
 
     def __repr__(self) -> str:
-        return f"SearchWorker({self._name}, {self._runner.device})"
+        """For the Ray dashboard, which asks once, when the actor has started; its tasks say what it is doing."""
+        return f"{self._short_name} on {self._runner.device}"
+
+
+def _fields_of(request: AdaptRequest | PartialSumRequest) -> Mapping[str, object]:
+    """What log lines about it say."""
+    return {"job": request.job_id, "round": request.round_number, "task": span_of(request.task_ids)}

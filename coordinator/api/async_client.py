@@ -188,6 +188,10 @@ class AsyncSearchClient(Connection):
         async for prior in self._listed("ListPriors", "priors", parent=study):
             yield prior
 
+    async def service_status(self) -> pb.GetServiceStatusResponse:
+        """See `SearchClient.service_status`."""
+        return await self._call("GetServiceStatus", pb.GetServiceStatusRequest())  # type: ignore[no-any-return]
+
     async def upload(self, path: Path) -> pb.Dataset:
         """See `SearchClient.upload`."""
         with packed(path) as (file, title):

@@ -192,7 +192,7 @@ class SearchClient(Connection):
         return self._call("GetJob", pb.GetJobRequest(name=name)).job  # type: ignore[no-any-return]
 
     def list_jobs(self, study: str, states: Sequence[pb.JobState] = ()) -> Iterator[pb.Job]:
-        """Jobs of a study, the youngest first."""
+        """Jobs of a study, the youngest first; of `studies/-` those of all studies that have not ended."""
         yield from self._listed("ListJobs", "jobs", parent=study, states=states)
 
     def cancel(self, name: str) -> pb.Job:
@@ -242,6 +242,10 @@ class SearchClient(Connection):
     def list_priors(self, study: str) -> Iterator[pb.Prior]:
         """Versions that are kept, the latest first."""
         yield from self._listed("ListPriors", "priors", parent=study)
+
+    def service_status(self) -> pb.GetServiceStatusResponse:
+        """Whether a coordinator lives, and how much of one's own is queued and runs."""
+        return self._call("GetServiceStatus", pb.GetServiceStatusRequest())  # type: ignore[no-any-return]
 
     def upload(self, path: Path) -> pb.Dataset:
         """Stores an archive, an npz file or an image folder; what is stored already is not sent again."""

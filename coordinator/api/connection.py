@@ -35,7 +35,7 @@ _IDEMPOTENT = (
         "PauseJob",
         "ResumeJob",
     ),
-    *("GetPrior", "ListPriors", "GetDataset", "ListDatasets"),
+    *("GetPrior", "ListPriors", "GetDataset", "ListDatasets", "GetServiceStatus"),
 )
 _RETRY_POLICY = {
     "methodConfig": [

@@ -17,7 +17,7 @@ from coordinator.api.errors import DETAILS_KEY, grpc_code, to_status
 
 SERVICE = "metasearch.v1.SearchService"
 _READ = ("GetStudy", "ListStudies", "GetJob", "ListJobs", "WatchJob", "GetPrior", "ListPriors", "GetDataset")
-_READ_TOO = ("ListDatasets", "DownloadArtifact")
+_READ_TOO = ("ListDatasets", "DownloadArtifact", "GetServiceStatus")
 _WRITE = ("CreateJob", "CancelJob", "PauseJob", "ResumeJob", "UploadDataset", "CreateStudy")
 REQUIRED_ROLES: Mapping[str, Role] = {
     **{f"/{SERVICE}/{name}": Role.VIEWER for name in (*_READ, *_READ_TOO)},

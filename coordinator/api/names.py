@@ -8,6 +8,7 @@ ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 UUID4_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 LATEST = "latest"
+ALL_STUDIES = "-"
 
 
 def study_id(name: str, field: str) -> str:
@@ -76,6 +77,21 @@ def _parts(name: str, field: str, *collections: str) -> list[str]:
         if not re.fullmatch(r"[a-z0-9-]{1,64}", part):
             raise FieldError(field, f"must have the form {form} with ids of a-z, 0-9 and hyphens, got {name[:200]!r}")
     return ids
+
+
+def revision(token: str) -> int:
+    """The revision that a watch goes on from; 0 at first.
+
+    Raises:
+        FieldError: it is not a token that a watch answered with.
+    """
+    if not token:
+        return 0
+    if not token.isdecimal() or len(token) > 12:
+        raise FieldError(
+            "resume_token", f"is not one that this service gave, got {token[:80]!r}; leave it empty to start"
+        )
+    return int(token)
 
 
 def page_size(value: int) -> int:

@@ -5,12 +5,10 @@ import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
-
-from google.protobuf.message import Message
 
 from common.config import StudyConfig, validate
 from common.errors import (
@@ -27,6 +25,8 @@ from coordinator.api.checks import allowed_file, asked_for, check_limits, check_
 from coordinator.api.errors import FieldError
 from coordinator.api.few_shot import pixels_name, pixels_of, with_pixels
 from coordinator.api.gatekeeper import answers, answers_stream
+from coordinator.api.pages import fitting, unfinished_jobs
+from coordinator.api.status import service_status
 from coordinator.api.stubs import search_pb2 as pb
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.api.uploads import CHUNK_BYTES, Parts, read_header, receive
@@ -39,8 +39,6 @@ from coordinator.store.transitions import creation
 from workers.data.archives import check_archive
 from workers.data.sources import SOURCES
 
-MAX_PAGE_BYTES = 3 << 20
-"""A page ends early rather than exceed a message (`gateway.MAX_MESSAGE_BYTES`)."""
 _NUM_THREADS = 32
 _WATCH_POLL_S = 2.0
 _MAX_TITLE = 200
@@ -113,9 +111,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         page = await self._call(self._store.list_studies, tenant, size, token)
         heads = [await self._call(self._store.head, tenant, study.study) for study in page.items]
         studies = [convert.study_message(study, head) for study, head in zip(page.items, heads, strict=True)]
-        fitting = _fitting(studies)
-        more = page.items[fitting - 1].study if fitting < len(studies) else page.next_token
-        return pb.ListStudiesResponse(studies=studies[:fitting], next_page_token=more)
+        shown = fitting(studies)
+        more = page.items[shown - 1].study if shown < len(studies) else page.next_token
+        return pb.ListStudiesResponse(studies=studies[:shown], next_page_token=more)
 
     # Jobs
 
@@ -156,14 +154,16 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def ListJobs(self, request: pb.ListJobsRequest, tenant: str) -> pb.ListJobsResponse:
         """See the protocol."""
         study_id = names.study_id(request.parent, "parent")
-        await self._config(tenant, study_id)
         size, token = names.page_size(request.page_size), names.page_token(request.page_token)
         states = convert.job_states(request.states)
+        if study_id == names.ALL_STUDIES:
+            return await self._call(unfinished_jobs, self._store, tenant, size, token, states)
+        await self._config(tenant, study_id)
         page = await self._call(self._store.list_jobs, tenant, study_id, size, token, states)
         jobs = [convert.job_message(job) for job in page.items]
-        fitting = _fitting(jobs)
-        more = page.items[fitting - 1].job_id if fitting < len(jobs) else page.next_token
-        return pb.ListJobsResponse(jobs=jobs[:fitting], next_page_token=more)
+        shown = fitting(jobs)
+        more = page.items[shown - 1].job_id if shown < len(jobs) else page.next_token
+        return pb.ListJobsResponse(jobs=jobs[:shown], next_page_token=more)
 
     @answers
     async def CancelJob(self, request: pb.CancelJobRequest, tenant: str) -> pb.CancelJobResponse:
@@ -188,7 +188,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def WatchJob(self, request: pb.WatchJobRequest, tenant: str) -> AsyncIterator[pb.WatchJobResponse]:
         """See the protocol."""
         study_id, job_id = names.job_ids(request.name)
-        seen = _revision(request.resume_token)
+        seen = names.revision(request.resume_token)
         with self.changes.of(job_id) as changed:
             while True:
                 changed.clear()
@@ -312,6 +312,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             offset += len(chunk)
             yield pb.DownloadArtifactResponse(chunk=chunk)
 
+    # The service
+
+    @answers
+    async def GetServiceStatus(self, request: pb.GetServiceStatusRequest, tenant: str) -> pb.GetServiceStatusResponse:
+        """See the protocol."""
+        return await self._call(service_status, self._store, tenant, time.time())
+
     async def _call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
@@ -392,25 +399,5 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             ) from None
 
 
-def _fitting(messages: Sequence[Message]) -> int:
-    """How many of the messages one response holds, at least one of them."""
-    total = 0
-    for index, message in enumerate(messages):
-        total += message.ByteSize() + 8  # tag and length
-        if total > MAX_PAGE_BYTES:
-            return max(index, 1)
-    return len(messages)
-
-
 def _watched(job: Job, revision: int, state_changed: bool) -> pb.WatchJobResponse:
     return pb.WatchJobResponse(job=convert.job_message(job), resume_token=f"{revision}", state_changed=state_changed)
-
-
-def _revision(token: str) -> int:
-    if not token:
-        return 0
-    if not token.isdecimal() or len(token) > 12:
-        raise FieldError(
-            "resume_token", f"is not one that this service gave, got {token[:80]!r}; leave it empty to start"
-        )
-    return int(token)

@@ -213,4 +213,4 @@ def test_node_client_without_a_token_is_refused(node: Path, gateway: Gateway) ->
 def test_node_client_learns_the_protocol_by_reflection(node: Path, gateway: Gateway, tenant: str) -> None:
     found = run_node(node, "reflection.js", gateway.address, gateway.token(tenant))
     assert SERVICE in found["services"]
-    assert len(found["methods"]) == 16 and "WatchJob" in found["methods"]
+    assert len(found["methods"]) == 17 and "WatchJob" in found["methods"]

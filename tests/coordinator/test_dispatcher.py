@@ -1279,9 +1279,9 @@ def test_progress_of_workers_reaches_the_job(scene: Scene) -> None:
     dispatcher = scene.coordinator()
     dispatcher.pool.held = lambda key: True  # type: ignore[attr-defined]
     scene.run(dispatcher, lambda: dispatcher.pool.num_pending > 0)
-    dispatcher.pool.statuses = [WorkerStatus("w", 1, "cpu", job.job_id, 1)]  # type: ignore[attr-defined]
+    dispatcher.pool.statuses = [WorkerStatus("service/host/9/w", 1, "cpu", job.job_id, 1)]  # type: ignore[attr-defined]
     scene.turns(dispatcher, 4)
-    assert scene.job(job).progress == {"done": 1, "total": CONFIG.adapt.steps}
+    assert scene.job(job).progress == {"done": 1, "total": CONFIG.adapt.steps, "worker": "w"}
     lease_s = scene.job(job).lease_until_s
     scene.turns(dispatcher, 60)
     assert scene.job(job).lease_until_s > max(lease_s, scene.clock.wall_s), "the lease is renewed"

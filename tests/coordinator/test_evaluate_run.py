@@ -212,7 +212,7 @@ def test_progress_counts_epochs_and_never_backwards(scene: Scene) -> None:
     scene.turn_until(lambda: scene.job().state is JobState.RUNNING)
     (run,) = scene.dispatcher._runs.values()
     at_work = WorkerStatus("w", 1, "cpu", "0001", 1, Interim(1, 0.5, DARTS_V2))
-    expected = {"done": 1, "total": 2, "accuracy": 0.5, "genotype_json": DARTS_V2.to_json()}
+    expected = {"done": 1, "total": 2, "worker": "w", "accuracy": 0.5, "genotype_json": DARTS_V2.to_json()}
     assert run.progress({"0001": at_work}) == expected
     run.last_progress = expected
     assert run.progress({"0001": replace(at_work, steps_done=0, interim=None)}) == expected

@@ -42,6 +42,7 @@ class OneWorker:
         self.executor = LocalExecutor(torch.device("cpu"))
         self.waiting: list[tuple[str, AdaptRequest | PartialSumRequest, Prior]] = []
         self.begun: list[str] = []
+        self.job_ids: set[str | None] = set()
 
     @property
     def num_pending(self) -> int:
@@ -55,6 +56,7 @@ class OneWorker:
             return []
         key, request, prior = self.waiting.pop(0)
         self.begun.append(key)
+        self.job_ids.add(request.job_id)
         if self.begun.count(key) <= self.times_lost:
             return [Outcome(key, lost="the worker died")]
         try:
@@ -111,6 +113,7 @@ def test_bundles_of_tasks_make_the_same_prior_as_tasks_one_by_one(tmp_path: Path
     assert job.state is JobState.SUCCEEDED
     assert job.result["summary"]["prior_sha256"] == trained  # type: ignore[index, call-overload]
     assert pool.begun == [*bundles_of(0), *bundles_of(1)]
+    assert pool.job_ids == {job.job_id}, "for logs and the dashboard"
 
 
 def test_a_bundle_that_is_lost_runs_again_to_the_same_prior(tmp_path: Path, trained: str) -> None:

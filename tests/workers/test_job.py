@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -436,12 +437,21 @@ def test_a_worker_tells_of_its_job_while_it_runs_and_forgets_it_after(prior: Pri
     assert (idle.task_id, idle.steps_done, idle.interim) == (None, 0, None)
 
 
-def test_a_worker_forgets_a_job_that_failed(prior: Prior, tmp_path: Path):
-    worker = SearchWorker("worker-0")
+def test_a_worker_forgets_a_job_that_failed_and_its_log_says_why(
+    prior: Prior, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    worker = SearchWorker("service/host/7/worker-0")
+    assert repr(worker).startswith("worker-0 on ")
     with pytest.raises(ConflictError):
         worker.run_job(request(tmp_path, version=3), prior)
     assert worker.status().task_id is None
     assert worker.run_job(request(tmp_path), prior).job_id == "job-1"
+    lines = [line.partition("metasearch.worker ")[2] for line in capsys.readouterr().err.splitlines()]
+    begin, failure, again, end = [line for line in lines if line]
+    fields = " worker=worker-0 job=job-1 attempt=1"
+    assert begin == again == f"begins{fields}"
+    assert re.fullmatch(rf"failed after \d+\.\d\d s: .*version.*{fields}", failure)
+    assert re.fullmatch(rf"done in \d+\.\d\d s{fields}", end)
 
 
 # Networks that are ready to use

@@ -454,7 +454,7 @@ class FewShotResult(_message.Message):
     def __init__(self, prior_version: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., num_queries: _Optional[int] = ..., statistics: _Optional[_Union[BatchStatistics, str]] = ..., steps: _Optional[int] = ..., support_losses_nats: _Optional[_Iterable[float]] = ..., genotype_json: _Optional[str] = ..., genotype_probability: _Optional[float] = ..., entropy_nats: _Optional[_Mapping[str, float]] = ..., num_params: _Optional[int] = ..., has_network: _Optional[bool] = ..., path: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("done", "total", "accuracy", "genotype_json", "metrics")
+    __slots__ = ("done", "total", "accuracy", "genotype_json", "metrics", "worker")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -467,12 +467,14 @@ class Progress(_message.Message):
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     GENOTYPE_JSON_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
     done: int
     total: int
     accuracy: float
     genotype_json: str
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., accuracy: _Optional[float] = ..., genotype_json: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    worker: str
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., accuracy: _Optional[float] = ..., genotype_json: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("reason", "message")
@@ -778,3 +780,29 @@ class DownloadArtifactResponse(_message.Message):
     artifact: Artifact
     chunk: bytes
     def __init__(self, artifact: _Optional[_Union[Artifact, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class Coordinator(_message.Message):
+    __slots__ = ("epoch", "beats", "workers")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BEATS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    beats: int
+    workers: int
+    def __init__(self, epoch: _Optional[int] = ..., beats: _Optional[int] = ..., workers: _Optional[int] = ...) -> None: ...
+
+class GetServiceStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServiceStatusResponse(_message.Message):
+    __slots__ = ("time", "jobs_queued", "jobs_running", "coordinator")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    JOBS_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    JOBS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    jobs_queued: int
+    jobs_running: int
+    coordinator: Coordinator
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., jobs_queued: _Optional[int] = ..., jobs_running: _Optional[int] = ..., coordinator: _Optional[_Union[Coordinator, _Mapping]] = ...) -> None: ...

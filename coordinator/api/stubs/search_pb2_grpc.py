@@ -114,6 +114,11 @@ class SearchServiceStub:
                 request_serializer=metasearch_dot_v1_dot_search__pb2.DownloadArtifactRequest.SerializeToString,
                 response_deserializer=metasearch_dot_v1_dot_search__pb2.DownloadArtifactResponse.FromString,
                 _registered_method=True)
+        self.GetServiceStatus = channel.unary_unary(
+                '/metasearch.v1.SearchService/GetServiceStatus',
+                request_serializer=metasearch_dot_v1_dot_search__pb2.GetServiceStatusRequest.SerializeToString,
+                response_deserializer=metasearch_dot_v1_dot_search__pb2.GetServiceStatusResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
@@ -152,7 +157,7 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Jobs of a study, the youngest first.
+        """Jobs of a study, the youngest first; or of all studies, those that have not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -220,6 +225,13 @@ class SearchServiceServicer:
 
     def DownloadArtifact(self, request, context):
         """Streams an artifact of a finished job, in chunks of at most 1 MiB, from an offset on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServiceStatus(self, request, context):
+        """Whether a coordinator lives, and how much of the caller's is queued and runs. Cheap: it may be asked every second.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -307,6 +319,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.DownloadArtifact,
                     request_deserializer=metasearch_dot_v1_dot_search__pb2.DownloadArtifactRequest.FromString,
                     response_serializer=metasearch_dot_v1_dot_search__pb2.DownloadArtifactResponse.SerializeToString,
+            ),
+            'GetServiceStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServiceStatus,
+                    request_deserializer=metasearch_dot_v1_dot_search__pb2.GetServiceStatusRequest.FromString,
+                    response_serializer=metasearch_dot_v1_dot_search__pb2.GetServiceStatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -741,6 +758,33 @@ class SearchService:
             '/metasearch.v1.SearchService/DownloadArtifact',
             metasearch_dot_v1_dot_search__pb2.DownloadArtifactRequest.SerializeToString,
             metasearch_dot_v1_dot_search__pb2.DownloadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServiceStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metasearch.v1.SearchService/GetServiceStatus',
+            metasearch_dot_v1_dot_search__pb2.GetServiceStatusRequest.SerializeToString,
+            metasearch_dot_v1_dot_search__pb2.GetServiceStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,
