@@ -11,12 +11,14 @@ from common.config import ClusterConfig, StudyConfig
 from common.errors import AdaptationError, UnavailableError
 from common.messages import ArtifactInfo, JobRequest, JobResult, span_of
 from common.meta.prior import Prior
+from common.metrics import RetryCause
 from common.storage import ArtifactFolder
 from coordinator.calls import Call, Outcome
 from coordinator.jobs import AdaptSpec, Job, MetaTrainSpec
 from coordinator.outer import OuterStep
 from coordinator.priors import ATTEMPT, StudyPriors
 from coordinator.rounds import Result, Round, architecture_metrics, bundled, plan, rejected_by
+from coordinator.service_metrics import ServiceMetrics
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Plan
 from coordinator.study import load_catalogs
@@ -46,6 +48,7 @@ class Desk(Protocol):
         priors: of all studies.
         background: for what takes long and needs no worker.
         logger: of the coordinator.
+        metrics: hears of what is done.
         now_s: seconds since 1970.
     """
 
@@ -54,6 +57,7 @@ class Desk(Protocol):
     priors: StudyPriors
     background: ThreadPoolExecutor
     logger: Logger
+    metrics: ServiceMetrics
     now_s: Callable[[], float]
 
     @property
@@ -77,7 +81,7 @@ class Desk(Protocol):
         """The job is no longer at hand."""
         ...
 
-    def send_back(self, run: "Run", note: str, uses_attempt: bool) -> None:
+    def send_back(self, run: "Run", note: str, uses_attempt: bool, cause: RetryCause = RetryCause.WORKER_LOST) -> None:
         """RUNNING -> QUEUED."""
         ...
 
@@ -125,6 +129,7 @@ class Run(ABC):
 
         def commit_and_tidy() -> None:
             commit()
+            self.desk.metrics.succeeded(self.job, self.desk.now_s())
             self.tidy()
 
         self.desk.owe(self.job, commit_and_tidy)
@@ -192,7 +197,7 @@ class CallRun(Run):
 
     def pause(self) -> None:
         """See `Run`: at once."""
-        self.desk.send_back(self, "paused", uses_attempt=False)
+        self.desk.send_back(self, "paused", uses_attempt=False, cause=RetryCause.PAUSED)
 
     def give_up(self) -> None:
         """See `Run`."""
@@ -265,14 +270,19 @@ class AdaptRun(CallRun):
         outer = OuterStep(self.prior, self.config)
         rejection = outer.absorb(result.update)
         if rejection is not None:
+            desk.metrics.rejected(rejection.reason)
             raise AdaptationError(f"the update cannot enter the prior: {rejection.reason} ({rejection.detail})")
         following = outer.finish()
         metrics = dict(architecture_metrics(following, self.config))
         pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics)
         stored = result_of({**result.summary, "contributed_version": following.version}, result.artifacts, self.url)
-        self.conclude(
-            lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored)
-        )
+
+        def commit() -> None:
+            desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored)
+            desk.metrics.accepted(1)
+            desk.metrics.measured(job, {"prior_version": following.version, **metrics})
+
+        self.conclude(commit)
 
     def progress(self, workers: Mapping[str, WorkerStatus]) -> Mapping[str, Any] | None:
         """See `Run`; counts steps."""
@@ -306,6 +316,7 @@ class TrainRun(Run):
         self.metrics: Mapping[str, float] = {}
         head = self.desk.store.head(self.job.tenant, self.job.study)
         self.prior = self.desk.priors.load(self.job.tenant, self.job.study, head.version)
+        self.desk.metrics.measured(self.job, {"prior_version": head.version})
         self.round: Round | None = None
         self.started_s = self.desk.now_s()
         # Images may have to be prepared first, which takes its time.
@@ -367,11 +378,13 @@ class TrainRun(Run):
                     f"task {name} was started {self.attempts[name]} times without a result; the last time "
                     f"{outcome.lost}"
                 )
+            self.desk.metrics.retried(RetryCause.WORKER_LOST)
             self._submit(name)
             return
         assert self.round is not None
         result: Result = outcome.result
         for rejection in rejected_by(result, self.round.absorb(result)):
+            self.desk.metrics.rejected(rejection.reason)
             self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
         if self.round.is_complete:
             self._finish_round()
@@ -385,12 +398,14 @@ class TrainRun(Run):
         # An outage here sends the job back to the queue; whoever runs it then finds version + 1, or makes it again.
         desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s())
         self.prior, self.metrics, self.round = following, metrics, None
+        desk.metrics.accepted(int(metrics["tasks_accepted"]))
+        desk.metrics.measured(job, metrics)
         desk.logger.info(
             "job %s: version %d of %d, loss %.3f", job.name, following.version, self.target, metrics["train_loss_last"]
         )
         desk.priors.prune(desk.epoch, job.tenant, job.study, self.config.checkpoint.keep_last)
         if self.pausing and following.version < self.target:
-            desk.send_back(self, "paused", uses_attempt=False)
+            desk.send_back(self, "paused", uses_attempt=False, cause=RetryCause.PAUSED)
             return
         self._next()
 
@@ -407,7 +422,7 @@ class TrainRun(Run):
         """See `Run`."""
         self.pausing = True
         if self.round is None:
-            self.desk.send_back(self, "paused", uses_attempt=False)
+            self.desk.send_back(self, "paused", uses_attempt=False, cause=RetryCause.PAUSED)
 
     def give_up(self) -> None:
         """See `Run`."""

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +23,12 @@ from common.messages import (
     PartialSumRequest,
 )
 from common.meta.prior import Prior
+from common.metrics import WORKER_METRICS
 from workers.device import choose_device
 from workers.few_shot_job import run_few_shot
 from workers.job import run_evaluation, run_job
+from workers.meter import Meter
+from workers.ray_metrics import RayMetrics
 from workers.runner import TaskRunner
 from workers.training import TrainProgress
 from workers.turns import Turns
@@ -68,6 +72,7 @@ class SearchWorker:
         self._runner = TaskRunner(choose_device())
         self._quick_runner = TaskRunner(self._runner.device)
         self._turns = Turns()
+        self._meter = Meter(RayMetrics(WORKER_METRICS), time.monotonic)
         self._lock = threading.Lock()
         self._task_id: str | None = None
         self._steps_done = 0
@@ -75,7 +80,7 @@ class SearchWorker:
 
     def adapt(self, request: AdaptRequest, prior: Prior) -> AdaptResult:
         """Adapts the prior to one task."""
-        with self._at_work_on(request.task.task_id):
+        with self._at_work_on(request.task.task_id, "adapt"):
             return self._runner.run(prior, request, self._note_step)
 
     def adapt_many(self, request: PartialSumRequest, prior: Prior) -> PartialSum:
@@ -84,7 +89,7 @@ class SearchWorker:
         Raises:
             MetaSearchError: what a task raised on purpose, or an AdaptationError; it names the task.
         """
-        with self._at_work_on(request.task_ids[0]):
+        with self._at_work_on(request.task_ids[0], "adapt_many"):
             try:
                 return self._runner.run_many(prior, request, self._note_task, self._note_step)
             except Exception as error:
@@ -93,7 +98,7 @@ class SearchWorker:
 
     def run_job(self, request: JobRequest, prior: Prior) -> JobResult:
         """Does all of a job; see `workers.job.run_job`."""
-        with self._at_work_on(request.job_id):
+        with self._at_work_on(request.job_id, "run_job"):
             return run_job(self._runner, prior, request, self._note_step, self._note_interim)
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateResult:
@@ -104,28 +109,29 @@ class SearchWorker:
             if progress.last is not None and progress.last.accuracy is not None:
                 self._note_interim(Interim(progress.epochs_done, progress.last.accuracy, request.genotype))
 
-        with self._at_work_on(request.job_id):
+        with self._at_work_on(request.job_id, "evaluate"):
             return run_evaluation(request, self._runner.device, note)
 
     @ray.method(concurrency_group=QUICK_GROUP)
     def few_shot(self, request: FewShotRequest, prior: Prior) -> JobResult:
         """Does all of a few-shot job; see `workers.few_shot_job.run_few_shot`."""
-        with self._turns.quick():
+        with self._turns.quick(), self._meter.call("few_shot"):
             return run_few_shot(self._quick_runner, prior, request)
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def status(self) -> WorkerStatus:
         """What the worker is doing right now."""
+        self._meter.look()
         with self._lock:
             device = str(self._runner.device)
             return WorkerStatus(self._name, os.getpid(), device, self._task_id, self._steps_done, self._interim)
 
     @contextmanager
-    def _at_work_on(self, task_id: str) -> Iterator[None]:
+    def _at_work_on(self, task_id: str, call: str) -> Iterator[None]:
         with self._lock:
             self._task_id = task_id
         try:
-            with self._turns.long():
+            with self._turns.long(), self._meter.call(call):
                 yield
         finally:
             with self._lock:
@@ -138,6 +144,7 @@ class SearchWorker:
     def _note_step(self, steps_done: int) -> None:
         with self._lock:
             self._steps_done = steps_done
+        self._meter.step()
         self._turns.give_way()
 
     def _note_interim(self, interim: Interim) -> None:

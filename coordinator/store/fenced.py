@@ -52,6 +52,13 @@ class FencedLedger:
         (stored,) = self.ledger.get("beat")
         return (stored.revision, stored.record) if stored else (0, {})
 
+    def entries(self, prefix: str) -> Iterator[Stored]:
+        """All records whose keys start so, in order, read as one goes on."""
+        after = ""
+        while found := self.ledger.scan(prefix, after, MAX_PAGE):
+            yield from found
+            after = found[-1].key
+
     def _commit_as(self, epoch: int, transaction: Transaction) -> Expect | Add | None:
         fence = Expect("epoch", epoch)
         fenced = Transaction([fence, *transaction.expects], transaction.changes, transaction.adds, transaction.topic)
@@ -65,12 +72,6 @@ class FencedLedger:
         if stored is None:
             raise NotFoundError(f"there is no {name}")
         return stored
-
-    def _all(self, prefix: str) -> Iterator[Stored]:
-        after = ""
-        while found := self.ledger.scan(prefix, after, MAX_PAGE):
-            yield from found
-            after = found[-1].key
 
     def _page(self, prefix: str, limit: int, token: str, read: Callable[[Stored], Any], reverse: bool = False) -> Page:
         found = self.ledger.scan(prefix, prefix + token if token else "", limit + 1, reverse)

@@ -113,14 +113,17 @@ class JobStore(FencedLedger):
 
     def rounds(self, tenant: str, study: str) -> Iterator[RoundRecord]:
         """What made each version of the prior but the first, in order; of versions that were pruned, too."""
-        return (RoundRecord.model_validate(stored.record) for stored in self._all(f"round/{tenant}/{study}/"))
+        return (RoundRecord.model_validate(stored.record) for stored in self.entries(f"round/{tenant}/{study}/"))
 
     def needed_versions(self, tenant: str, study: str) -> set[int]:
         """Versions of the prior that jobs of a study, queued, paused or running, start from."""
         # In this order, a job that is paused or resumed meanwhile is met at least once.
         keys = [f"paused/{tenant}/", f"queue/{tenant}/", f"paused/{tenant}/", f"active/{tenant}/"]
         ids = [
-            entry.key.rpartition("/")[2] for key in keys for entry in self._all(key) if entry.record["study"] == study
+            entry.key.rpartition("/")[2]
+            for key in keys
+            for entry in self.entries(key)
+            if entry.record["study"] == study
         ]
         found: set[int] = set()
         for start in range(0, len(ids), MAX_PAGE):
