@@ -14,7 +14,7 @@ MIN_COVERAGE_PERCENT := 90
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt proto bench sanitize deploy-check multinode data redis clean
+.PHONY: help demo test check fmt proto bench sanitize deploy-check multinode data redis prometheus clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ bench: $(INSTALLED) data redis ## Run every script of tests/benchmarks, one afte
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
 
-deploy-check: $(INSTALLED) data redis ## Lint what deploy/ holds, and run it as processes of this machine
+deploy-check: $(INSTALLED) data redis prometheus ## Lint what deploy/ holds, and run it as processes of this machine
 	$(BIN)/yamllint --strict docker-compose.yml deploy
 	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m deploy tests/deploy $(ARGS)
 
@@ -68,6 +68,11 @@ redis: # A real Redis for the job store's tests and benchmarks, which start thei
 	@command -v redis-server >/dev/null || { \
 	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) redis-server; else false; fi \
 	} || echo 'Without redis-server the tests on Redis are skipped; to have it: apt-get install redis-server (as root)'
+
+prometheus: # A real Prometheus for the tests of deploy/, which start their own, and promtool. Missing, it skips tests.
+	@command -v promtool >/dev/null || { \
+	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) prometheus; else false; fi \
+	} || echo 'Without prometheus its tests are skipped; to have it: apt-get install prometheus (as root)'
 
 clean: ## Remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \

@@ -224,7 +224,7 @@ GATEWAY = Row(
         ),
         Panel(
             "Latency by method",
-            "95th percentile.",
+            "The 95th percentile of each unary one.",
             "s",
             quantiles("metasearch_rpc_seconds_bucket", "method", shares=(0.95,)),
         ),
