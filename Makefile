@@ -14,7 +14,7 @@ MIN_COVERAGE_PERCENT := 90
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt proto bench sanitize deploy-check multinode screenshots data redis browser clean
+.PHONY: help demo test check fmt proto bench sanitize deploy-check multinode screenshots data redis browser prometheus clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ bench: $(INSTALLED) data redis ## Run every script of tests/benchmarks, one afte
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
 
-deploy-check: $(INSTALLED) data redis browser ## Lint what deploy/ holds, and run it as processes of this machine
+deploy-check: $(INSTALLED) data redis browser prometheus ## Lint what deploy/ holds, and run it as processes of this machine
 	$(BIN)/yamllint --strict docker-compose.yml deploy
 	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m deploy tests/deploy $(ARGS)
 
@@ -76,6 +76,10 @@ browser: # A browser for tests of the Ray dashboard and its pictures. Missing, i
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
 	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) chromium; else false; fi \
 	} || echo 'Without Chromium the tests of the Ray dashboard are skipped; to have it: apt-get install chromium (as root)'
+prometheus: # A real Prometheus for the tests of deploy/, which start their own, and promtool. Missing, it skips tests.
+	@command -v promtool >/dev/null || { \
+	    if $(CAN_INSTALL); then apt-get update && $(APT_INSTALL) prometheus; else false; fi \
+	} || echo 'Without prometheus its tests are skipped; to have it: apt-get install prometheus (as root)'
 
 clean: ## Remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \

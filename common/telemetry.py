@@ -9,6 +9,8 @@ from typing import Protocol
 
 from common.log_fields import FieldsFormatter
 
+METRICS = "Prometheus metrics:"  # begins what a log says of where they are
+
 # What rounds of few-shot studies measure beside all else. Query images count after the last inner step, with the
 # noise-free architecture; their batch statistics are those of `few_shot.evaluation`. The steps of method reptile take
 # them too, so under it they are not held out.

@@ -91,7 +91,7 @@ class Coordinator:
             LogSink(self._log, config.rounds),
             JsonLinesSink(folder / "rounds.jsonl", prior.version),
             TensorBoardSink(folder / "tensorboard", prior.version),
-            RayMetricsSink(),
+            RayMetricsSink(folder.name),
         ]
         try:
             last = study.run(

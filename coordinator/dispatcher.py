@@ -23,6 +23,7 @@ from common.errors import (
 )
 from common.log_fields import log_fields
 from common.meta.prior import Prior
+from common.metrics import RetryCause
 from coordinator.calls import Call, Outcome
 from coordinator.evaluate_run import EvaluateRun
 from coordinator.fairness import MAX_BACK_OFF_S, pick
@@ -42,6 +43,7 @@ from coordinator.jobs import (
 from coordinator.pool import MAX_IN_FLIGHT
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run
+from coordinator.service_metrics import ServiceMetrics, Staff
 from coordinator.settings import ServiceSettings
 from coordinator.store.fenced import MAX_PAGE, SupersededError
 from coordinator.store.jobs import JobStore
@@ -50,6 +52,7 @@ from coordinator.train_run import BufferedRun, RoundsRun, train_run_of
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
+_MEASURE_EVERY_S = 2.0
 _QUICK_LOOK = 32
 
 # Beside these, meta-training, whose kind is the study's.
@@ -68,7 +71,7 @@ _REASONS: tuple[tuple[type[MetaSearchError], FailureReason], ...] = (
 )
 
 
-class Pool(Protocol):
+class Pool(Staff, Protocol):
     """Where calls run; see `coordinator.pool.RayPool`."""
 
     gpus_per_worker: float
@@ -112,6 +115,7 @@ class Dispatcher:
         monotonic_s: a clock that never jumps.
         logger: of the coordinator.
         capacity: what the cluster has, in words, for jobs that find no resources.
+        metrics: hears of what is done.
 
     Raises:
         SupersededError: from every method, once another coordinator is in charge.
@@ -127,12 +131,14 @@ class Dispatcher:
         monotonic_s: Callable[[], float],
         logger: logging.Logger,
         capacity: str = "",
+        metrics: ServiceMetrics | None = None,
     ) -> None:
         self.store = store
         self.pool = pool
         self.settings = settings
         self.now_s = now_s
         self.logger = logger
+        self.metrics = metrics or ServiceMetrics()
         self.monotonic_s = monotonic_s
         self._capacity = capacity
         self.priors = StudyPriors(store, settings.artifacts, now_s)
@@ -182,6 +188,8 @@ class Dispatcher:
         for run in list(self._runs.values()):
             self._guarded(run, lambda run: run.look())
         self._follow()
+        if self._every("metrics", _MEASURE_EVERY_S):
+            self.metrics.look(self.running, self.pool, self.draining)
 
     def drain(self) -> None:
         """Hands all running jobs over: they go back to the queue, and burn no attempt."""
@@ -190,6 +198,7 @@ class Dispatcher:
             run.give_up()
             self.owe(run.job, lambda job=run.job: self._hand_over(job, "the coordinator was drained"))  # type: ignore[misc]
             self.forget(run.job)
+        self.metrics.look(self.running, self.pool, self.draining)
 
     @property
     def is_drained(self) -> bool:
@@ -242,7 +251,7 @@ class Dispatcher:
             if job.job_id in self._runs or job.job_id in owed:
                 continue
             note = f"coordinator {job.epoch} is gone" if job.epoch != self.epoch else "its start was not confirmed"
-            self.store.requeue(self.epoch, job, self.now_s(), 0.0, uses_attempt=False, note=note)
+            self._requeue(job, 0.0, False, note, RetryCause.COORDINATOR_LOST)
             self._look_at_queue = True
 
     def _start_jobs(self) -> None:
@@ -306,6 +315,7 @@ class Dispatcher:
             return False
         with log_fields(job=job.job_id, attempt=job.attempt):
             self.logger.info("%s starts: %s", job.name, job.spec.kind)
+        self.metrics.started(job)
         run = kind(self, job)
         self._runs[job.job_id] = run
 
@@ -347,6 +357,8 @@ class Dispatcher:
                     raise
                 except ConflictError as error:
                     self.logger.info("%s", error)
+                else:
+                    self.metrics.failed(job, failure.reason)
 
     def _follow(self) -> None:
         """Renews leases, passes progress on, and does what users ask of running jobs."""
@@ -402,14 +414,14 @@ class Dispatcher:
             raise
         except ConflictError as error:
             self.logger.warning("%s; %s goes back to the queue", error, run.job.name)
-            self.send_back(run, str(error), uses_attempt=True)
+            self.send_back(run, str(error), uses_attempt=True, cause=RetryCause.CONFLICT)
         except DataUnavailableError as error:
             self.logger.warning("job %s: %s", run.job.name, error)
-            self.send_back(run, str(error), uses_attempt=True)
+            self.send_back(run, str(error), uses_attempt=True, cause=RetryCause.DATA_UNAVAILABLE)
         except UnavailableError as error:
             # Not the job's fault: it waits, and burns no attempt.
             self.logger.warning("job %s: %s", run.job.name, error)
-            self.send_back(run, str(error), uses_attempt=False)
+            self.send_back(run, str(error), uses_attempt=False, cause=RetryCause.STORAGE_UNAVAILABLE)
         except MetaSearchError as error:
             self.fail(run, Failure(reason=_reason(error), message=str(error)))
         except Exception:
@@ -428,23 +440,28 @@ class Dispatcher:
                 self.store.confirm_cancel(self.epoch, job, self.now_s())
             else:
                 self.store.fail(self.epoch, job, self.now_s(), failure)
+                self.metrics.failed(job, failure.reason)
 
         self.owe(job, commit)
         self.forget(job)
 
-    def send_back(self, run: Run, note: str, uses_attempt: bool) -> None:
+    def send_back(self, run: Run, note: str, uses_attempt: bool, cause: RetryCause = RetryCause.WORKER_LOST) -> None:
         """RUNNING -> QUEUED, with a wait that doubles each time."""
         run.give_up()
         job = run.job
         back_off_s = min(self.settings.back_off_s * 2 ** min(job.attempt - 1, 10), MAX_BACK_OFF_S)
-        self.owe(
-            job,
-            lambda: self.store.requeue(self.epoch, job, self.now_s(), back_off_s, uses_attempt, note[:500]),
-        )
+        self.owe(job, lambda: self._requeue(job, back_off_s, uses_attempt, note[:500], cause))
         self.forget(job)
 
     def _hand_over(self, job: Job, note: str) -> None:
-        self.store.requeue(self.epoch, job, self.now_s(), 0.0, uses_attempt=False, note=note)
+        self._requeue(job, 0.0, False, note, RetryCause.DRAINED)
+
+    def _requeue(self, job: Job, back_off_s: float, uses_attempt: bool, note: str, cause: RetryCause) -> None:
+        after = self.store.requeue(self.epoch, job, self.now_s(), back_off_s, uses_attempt, note)
+        if after.failure is not None:
+            self.metrics.failed(after, after.failure.reason)
+        elif after.state is JobState.QUEUED:
+            self.metrics.retried(cause)
 
     def _pay(self) -> None:
         while self._owed:

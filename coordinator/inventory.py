@@ -1,7 +1,8 @@
 """What the job store says is among the artifacts, held against what is there: is a backup, or a restore, whole?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from common.errors import CorruptArtifactError, NotFoundError
 from common.storage import ArtifactFolder
@@ -100,8 +101,9 @@ def _files_of(stored: Stored, artifacts: ArtifactFolder) -> Iterator[NamedFile]:
         folder, _, name = file.url.rpartition("/")
         yield NamedFile(folder, name, file.sha256, None)
     if job.state is JobState.SUCCEEDED and job.result is not None:
-        for each in job.result.get("artifacts", ()):
-            yield NamedFile(str(job.result["url"]), each["name"], each["sha256"], each["num_bytes"])
+        result: Mapping[str, Any] = job.result
+        for each in result.get("artifacts", ()):
+            yield NamedFile(str(result["url"]), each["name"], each["sha256"], each["num_bytes"])
 
 
 def _checked(file: NamedFile) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from common.errors import UnavailableError
 from common.storage import write_private
+from common.telemetry import METRICS
 from coordinator.api.auth import create_token
 from coordinator.settings import ServiceSettings, load_settings
 
@@ -89,9 +90,16 @@ class LocalService:
 
     def dashboard_lines(self) -> list[str]:
         """Where the Ray dashboard is, as the coordinator's log says."""
-        text = (self._folder / "coordinator.log").read_text("utf-8", errors="replace")
-        found = [line for line in text.splitlines() if DASHBOARD in line]
-        return [found[-1][found[-1].index(DASHBOARD) :]] if found else []
+        return self._last_line("coordinator", DASHBOARD)
+
+    def metrics_lines(self) -> list[str]:
+        """Where Prometheus finds metrics, as far as the logs say by now: of the gateway, of Ray."""
+        return [line for name in ("gateway", "coordinator") for line in self._last_line(name, METRICS)]
+
+    def _last_line(self, name: str, beginning: str) -> list[str]:
+        text = (self._folder / f"{name}.log").read_text("utf-8", errors="replace")
+        found = [line for line in text.splitlines() if beginning in line]
+        return [found[-1][found[-1].index(beginning) :]] if found else []
 
     def watch(self) -> None:
         """Restarts children that end, until interrupted."""

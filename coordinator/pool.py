@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,12 @@ class RayPool:
     def num_replaced(self) -> int:
         """Workers that had to be replaced so far."""
         return self._num_replaced
+
+    @property
+    def num_by_state(self) -> Mapping[str, int]:
+        """Workers that run, that start or find no room, that there should be, whose room is lent to sweeps."""
+        states = {"running": self.num_workers, "wanted": self._num_wanted, "lent": self._hosts.num_lent}
+        return {**states, "starting": self.max_workers - self.num_workers}
 
     @property
     def num_pending(self) -> int:

@@ -12,12 +12,14 @@ from common.errors import AdaptationError, UnavailableError
 from common.log_fields import log_fields
 from common.messages import ArtifactInfo, JobRequest, JobResult
 from common.meta.prior import Prior
+from common.metrics import RetryCause
 from common.storage import ArtifactFolder
 from coordinator.calls import Call, Outcome
 from coordinator.jobs import AdaptSpec, Job
 from coordinator.outer import OuterStep
 from coordinator.priors import ATTEMPT, StudyPriors
 from coordinator.rounds import architecture_metrics
+from coordinator.service_metrics import ServiceMetrics
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Plan
 from workers.actor import WorkerStatus
@@ -42,6 +44,7 @@ class Desk(Protocol):
         priors: of all studies.
         background: for what takes long and needs no worker.
         logger: of the coordinator.
+        metrics: hears of what is done.
         now_s: seconds since 1970.
         monotonic_s: a clock that never jumps.
         share: calls that a run which always has more to do may have at the workers at a time.
@@ -52,6 +55,7 @@ class Desk(Protocol):
     priors: StudyPriors
     background: ThreadPoolExecutor
     logger: Logger
+    metrics: ServiceMetrics
     now_s: Callable[[], float]
     monotonic_s: Callable[[], float]
 
@@ -81,7 +85,7 @@ class Desk(Protocol):
         """The job is no longer at hand."""
         ...
 
-    def send_back(self, run: "Run", note: str, uses_attempt: bool) -> None:
+    def send_back(self, run: "Run", note: str, uses_attempt: bool, cause: RetryCause = RetryCause.WORKER_LOST) -> None:
         """RUNNING -> QUEUED."""
         ...
 
@@ -131,6 +135,7 @@ class Run(ABC):
             commit()
             with log_fields(job=self.job.job_id):
                 self.desk.logger.info("%s has succeeded", self.job.name)
+            self.desk.metrics.succeeded(self.job, self.desk.now_s())
             self.tidy()
 
         self.desk.owe(self.job, commit_and_tidy)
@@ -198,7 +203,7 @@ class CallRun(Run):
 
     def pause(self) -> None:
         """See `Run`: at once."""
-        self.desk.send_back(self, "paused", uses_attempt=False)
+        self.desk.send_back(self, "paused", uses_attempt=False, cause=RetryCause.PAUSED)
 
     def give_up(self) -> None:
         """See `Run`."""
@@ -271,15 +276,20 @@ class AdaptRun(CallRun):
         outer = OuterStep(self.prior, self.config)
         rejection = outer.absorb(result.update)
         if rejection is not None:
+            desk.metrics.rejected(rejection.reason)
             raise AdaptationError(f"the update cannot enter the prior: {rejection.reason} ({rejection.detail})")
         following = outer.finish()
         metrics = dict(architecture_metrics(following, self.config))
         intake = desk.priors.carried(job.tenant, job.study, self.prior.version)
         pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics, intake)
         stored = result_of({**result.summary, "contributed_version": following.version}, result.artifacts, self.url)
-        self.conclude(
-            lambda: desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored)
-        )
+
+        def commit() -> None:
+            desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s(), stored)
+            desk.metrics.accepted(1)
+            desk.metrics.measured(job, {"prior_version": following.version, **metrics})
+
+        self.conclude(commit)
 
     def progress(self, workers: Mapping[str, WorkerStatus]) -> Mapping[str, Any] | None:
         """See `Run`; counts steps."""

@@ -14,13 +14,17 @@ import ray
 
 from common.config import ClusterConfig
 from common.errors import MetaSearchError, UnavailableError
+from common.metrics import COORDINATOR_METRICS
 from common.telemetry import logger_for
 from coordinator.cluster import NAMESPACE, worker_resources
 from coordinator.dispatcher import Dispatcher
 from coordinator.pool import RayPool
+from coordinator.service_metrics import ServiceMetrics
 from coordinator.settings import ServiceSettings, open_ledger
 from coordinator.store.fenced import SupersededError
 from coordinator.store.jobs import JobStore
+from coordinator.store.metered import MeteredLedger
+from workers.ray_metrics import RayMetrics
 
 ACTOR_NAME = "coordinator"
 _TURN_S = 0.1
@@ -44,6 +48,7 @@ class ServiceCoordinator:
         self._draining = threading.Event()
         self._state = "starting"
         self._running: tuple[str, ...] = ()
+        self._recorder = RayMetrics(COORDINATOR_METRICS)
         self._epoch = 0
         # A task, not a thread: the dashboard shows that it runs, and what it failed with. It is kept, or Ray would
         # complain of an error that nobody fetched.
@@ -100,6 +105,7 @@ class ServiceCoordinator:
                         time.monotonic,
                         self._log,
                         _capacity(num_workers),
+                        ServiceMetrics(self._recorder),
                     )
                 except UnavailableError as error:
                     self._log.warning("%s", error)
@@ -136,7 +142,7 @@ class ServiceCoordinator:
     def _open_store(self) -> JobStore:
         while True:
             try:
-                return JobStore(open_ledger(self._settings.store))
+                return JobStore(MeteredLedger(open_ledger(self._settings.store), self._recorder, time.monotonic))
             except UnavailableError as error:
                 self._log.warning("%s", error)
                 time.sleep(_RETRY_S)

@@ -34,6 +34,9 @@ def serve(
     store: Annotated[str | None, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB.")] = None,
     artifacts: Annotated[str | None, typer.Option(help="Folder or fsspec URL.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="File of hashed API tokens.")] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT for Prometheus, for example 127.0.0.1:9464; none if not given.")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="Everything on this machine, a local Ray included.")] = False,
     folder: Annotated[Path, typer.Option(help="With --local: where everything is kept.")] = DEFAULT_FOLDER,
     workers: Annotated[int | None, typer.Option(min=1, help="With --local: worker actors.")] = None,
@@ -42,7 +45,13 @@ def serve(
 
     Ctrl-C or SIGTERM drains: no new calls, running work is finished or handed over.
     """
-    changes: dict[str, Any] = {"listen": listen, "store": store, "artifacts": artifacts, "tokens": tokens}
+    changes: dict[str, Any] = {
+        "listen": listen,
+        "store": store,
+        "artifacts": artifacts,
+        "tokens": tokens,
+        "metrics_listen": metrics_listen,
+    }
     if local:
         _serve_local(settings, changes, folder.resolve(), workers)
         return
@@ -78,6 +87,8 @@ def _serve_local(file: Path | None, changes: dict[str, Any], folder: Path, worke
         service.start()
         host = settings.listen.rpartition(":")[0]
         _messages.print(f"Serving on {host}:{service.port}; logs are in {folder / 'logs'}.", soft_wrap=True)
+        for line in service.metrics_lines():
+            _messages.print(line, soft_wrap=True)
         _messages.print("In another terminal, in this folder:  metasearch study create mine --preset demo")
         _messages.print(f"Token: {folder / 'token'} (found by itself from here). Ctrl-C stops.", soft_wrap=True)
         service.watch()

@@ -5,11 +5,12 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from ray.util.metrics import Gauge
 from tensorboardX import SummaryWriter
 
+from common.metrics import ROUND_EXPORTS, MetricRecorder, record_round
 from common.storage import ArtifactFolder
-from common.telemetry import ROUND_METRICS, metric_name, query_summary
+from common.telemetry import metric_name, query_summary
+from workers.ray_metrics import RayMetrics
 
 
 class LogSink:
@@ -92,20 +93,20 @@ class TensorBoardSink:
 
 
 class RayMetricsSink:
-    """Gauges that Ray exports to Prometheus, for the dashboard. Only within a Ray actor or driver."""
+    """Metrics that Ray exports to Prometheus, for the dashboard. Only within a Ray actor or driver.
 
-    def __init__(self) -> None:
-        self._gauges = {
-            name: Gauge(f"metasearch_{name}", description, tag_keys=("kind", "op"))
-            for name, description in ROUND_METRICS.items()
-        }
+    Args:
+        run: names the study among others; it has no tenant.
+        recorder: takes them; Ray where not given.
+    """
+
+    def __init__(self, run: str, recorder: MetricRecorder | None = None) -> None:
+        self._recorder = RayMetrics(ROUND_EXPORTS) if recorder is None else recorder
+        self._labels = {"tenant": "", "study": run}
 
     def record(self, version: int, values: Mapping[str, float]) -> None:
         """See `MetricSink.record`."""
-        for name, value in values.items():
-            catalogued, *labels = name.split("/")
-            kind, op, *_ = [*labels, "", ""]
-            self._gauges[catalogued].set(value, {"kind": kind, "op": op})
+        record_round(self._recorder, values, self._labels)
 
     def close(self) -> None:
         """See `MetricSink.close`."""

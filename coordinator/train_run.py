@@ -13,6 +13,7 @@ from common.intake import Intake
 from common.log_fields import log_fields
 from common.messages import AdaptRequest, PartialSum, PartialSumRequest, Rejection, span_of
 from common.meta.prior import Prior
+from common.metrics import RetryCause
 from common.storage import ArtifactFolder
 from coordinator.buffered import BufferedAggregation
 from coordinator.calls import Outcome
@@ -46,6 +47,7 @@ class TrainRun(Run):
         self.losses: Counter[str] = Counter()
         head = self.desk.store.head(self.job.tenant, self.job.study)
         self.prior = self.desk.priors.load(self.job.tenant, self.job.study, head.version)
+        self.desk.metrics.measured(self.job, {"prior_version": head.version})
         self.started_s = self.desk.monotonic_s()
         # Images may have to be prepared first, which takes its time.
         self.catalogs: Future[list[ClassArrays]] = self.desk.background.submit(load_catalogs, self.config)
@@ -96,10 +98,12 @@ class TrainRun(Run):
                 raise AdaptationError(
                     f"task {name} was started {self.losses[name]} times without a result; the last time {outcome.lost}"
                 )
+            self.desk.metrics.retried(RetryCause.WORKER_LOST)
             self._submit(name, self._again(name))
             return
         result: Result = outcome.result
         for rejection in rejected_by(result, self._absorb(result)):
+            self.desk.metrics.rejected(rejection.reason)
             with log_fields(round=self.prior.version + 1):
                 self.desk.logger.warning("rejected %s: %s (%s)", rejection.task_id, rejection.reason, rejection.detail)
         self._step_if_due()
@@ -131,13 +135,15 @@ class TrainRun(Run):
         desk.store.advance(desk.epoch, job.tenant, job.study, pointer, job.attempt, desk.now_s())
         self.prior, self.metrics = following, metrics
         self.started_s = desk.monotonic_s()
+        desk.metrics.accepted(int(metrics["tasks_accepted"]))
+        desk.metrics.measured(job, metrics)
         with log_fields(round=following.version):
             desk.logger.info(
                 "%s: version %d of %d, loss %.3f", job.name, following.version, self.target, metrics["train_loss_last"]
             )
         desk.priors.prune(desk.epoch, job.tenant, job.study, self.config.checkpoint.keep_last)
         if self.pausing and following.version < self.target:
-            desk.send_back(self, "paused", uses_attempt=False)
+            desk.send_back(self, "paused", uses_attempt=False, cause=RetryCause.PAUSED)
             return
         self._next()
 
@@ -157,7 +163,7 @@ class TrainRun(Run):
         """See `Run`."""
         self.pausing = True
         if not self.is_at_work:
-            self.desk.send_back(self, "paused", uses_attempt=False)
+            self.desk.send_back(self, "paused", uses_attempt=False, cause=RetryCause.PAUSED)
 
     def give_up(self) -> None:
         """See `Run`."""

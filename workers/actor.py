@@ -25,10 +25,13 @@ from common.messages import (
     span_of,
 )
 from common.meta.prior import Prior
+from common.metrics import WORKER_METRICS
 from common.telemetry import logger_for
 from workers.device import choose_device
 from workers.few_shot_job import run_few_shot
 from workers.job import run_evaluation, run_job
+from workers.meter import Meter
+from workers.ray_metrics import RayMetrics
 from workers.runner import TaskRunner
 from workers.training import TrainProgress
 from workers.turns import Turns
@@ -82,6 +85,7 @@ class SearchWorker:
         self._runner = TaskRunner(choose_device())
         self._quick_runner = TaskRunner(self._runner.device)
         self._turns = Turns()
+        self._meter = Meter(RayMetrics(WORKER_METRICS), time.monotonic)
         self._lock = threading.Lock()
         self._task_id: str | None = None
         self._steps_done = 0
@@ -89,7 +93,7 @@ class SearchWorker:
 
     def adapt(self, request: AdaptRequest, prior: Prior) -> AdaptResult:
         """Adapts the prior to one task."""
-        with self._at_work_on(request.task.task_id, **_fields_of(request)):
+        with self._at_work_on(request.task.task_id, "adapt", **_fields_of(request)):
             return self._runner.run(prior, request, self._note_step)
 
     def adapt_many(self, request: PartialSumRequest, prior: Prior) -> PartialSum:
@@ -98,7 +102,7 @@ class SearchWorker:
         Raises:
             MetaSearchError: what a task raised on purpose, or an AdaptationError; it names the task.
         """
-        with self._at_work_on(request.task_ids[0], **_fields_of(request)):
+        with self._at_work_on(request.task_ids[0], "adapt_many", **_fields_of(request)):
             try:
                 return self._runner.run_many(prior, request, self._note_task, self._note_step)
             except Exception as error:
@@ -107,7 +111,7 @@ class SearchWorker:
 
     def run_job(self, request: JobRequest, prior: Prior) -> JobResult:
         """Does all of a job; see `workers.job.run_job`."""
-        with self._at_work_on(request.job_id, job=request.job_id, attempt=request.attempt):
+        with self._at_work_on(request.job_id, "run_job", job=request.job_id, attempt=request.attempt):
             return run_job(self._runner, prior, request, self._note_step, self._note_interim)
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateResult:
@@ -118,29 +122,31 @@ class SearchWorker:
             if progress.last is not None and progress.last.accuracy is not None:
                 self._note_interim(Interim(progress.epochs_done, progress.last.accuracy, request.genotype))
 
-        with self._at_work_on(request.job_id, job=request.job_id, attempt=request.attempt):
+        with self._at_work_on(request.job_id, "evaluate", job=request.job_id, attempt=request.attempt):
             return run_evaluation(request, self._runner.device, note)
 
     @ray.method(concurrency_group=QUICK_GROUP)
     def few_shot(self, request: FewShotRequest, prior: Prior) -> JobResult:
         """Does all of a few-shot job; see `workers.few_shot_job.run_few_shot`."""
-        with self._logged(job=request.job_id, attempt=request.attempt), self._turns.quick():
+        fields = {"job": request.job_id, "attempt": request.attempt}
+        with self._logged(**fields), self._turns.quick(), self._meter.call("few_shot"):
             return run_few_shot(self._quick_runner, prior, request)
 
     @ray.method(concurrency_group=STATUS_GROUP, enable_task_events=False)  # asked for all the time
     def status(self) -> WorkerStatus:
         """What the worker is doing right now."""
+        self._meter.look()
         with self._lock:
             device = str(self._runner.device)
             return WorkerStatus(self._name, os.getpid(), device, self._task_id, self._steps_done, self._interim)
 
     @contextmanager
-    def _at_work_on(self, task_id: str, **fields: object) -> Iterator[None]:
+    def _at_work_on(self, task_id: str, call: str, **fields: object) -> Iterator[None]:
         """While it works on something that `status` tells of; `fields` say in the log what."""
         with self._lock:
             self._task_id = task_id
         try:
-            with self._logged(**fields), self._turns.long():
+            with self._logged(**fields), self._turns.long(), self._meter.call(call):
                 yield
         finally:
             with self._lock:
@@ -166,6 +172,7 @@ class SearchWorker:
     def _note_step(self, steps_done: int) -> None:
         with self._lock:
             self._steps_done = steps_done
+        self._meter.step()
         self._turns.give_way()
 
     def _note_interim(self, interim: Interim) -> None:

@@ -6,7 +6,9 @@ import logging
 import signal
 import ssl
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -15,18 +17,26 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from common.errors import InvalidInputError, UnavailableError
+from common.metrics import DRAINING, STORE_UP, MetricRecorder, NothingRecorded
 from common.storage import ArtifactFolder
+from common.telemetry import METRICS
 from coordinator.api.auth import Tokens
+from coordinator.api.exporter import ContentCollector, MetricsServer, PrometheusMetrics
 from coordinator.api.gatekeeper import SERVICE, Gatekeeper
+from coordinator.api.rpc_metrics import RpcMetrics
 from coordinator.api.server import SearchServicer
 from coordinator.api.stubs import search_pb2_grpc
 from coordinator.settings import ServiceSettings, TlsSettings, open_ledger
 from coordinator.store.jobs import JobStore
+from coordinator.store.metered import MeteredLedger
+from coordinator.store.overview import overview
 
 MAX_MESSAGE_BYTES = 4 << 20
 _HEALTH_EVERY_S = 1.0
 _LOOK_S = 0.05
 _LAST_WORDS_S = 0.5
+_LOOK_AT_STORE_S = 5.0
+_REST_AFTER_LOOK = 20  # times as long as it took: at most a twentieth of a processor counts jobs
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -54,7 +64,7 @@ async def serve(
     Raises:
         InvalidInputError: TLS is missing off the loopback, or a certificate cannot be read.
         NotFoundError: there is no tokens file.
-        UnavailableError: the store or the port cannot be had.
+        UnavailableError: the store or a port cannot be had.
     """
     host, _, port_text = settings.listen.rpartition(":")
     if not host or not port_text.isdecimal() or int(port_text) > 65535:
@@ -62,11 +72,13 @@ async def serve(
     credentials = _credentials(settings, host)
     tokens = Tokens(settings.tokens, logger)
     artifacts = ArtifactFolder(settings.artifacts)
-    ledger = open_ledger(settings.store)
-    try:
+    with contextlib.ExitStack() as stack:
+        measures = stack.enter_context(_measuring(settings, logger))
+        ledger = MeteredLedger(open_ledger(settings.store), measures.recorder, time.monotonic)
+        stack.callback(ledger.close)
         store = JobStore(ledger)
-        servicer = SearchServicer(store, artifacts, settings, logger)
-        server = aio.server(interceptors=(Gatekeeper(tokens),), options=_OPTIONS)
+        servicer = SearchServicer(store, artifacts, settings, logger, measures.recorder)
+        server = aio.server(interceptors=(*measures.interceptors, Gatekeeper(tokens)), options=_OPTIONS)
         search_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
         health_servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -79,12 +91,15 @@ async def serve(
         except RuntimeError as error:
             raise UnavailableError(f"cannot listen on {settings.listen}: {str(error).splitlines()[0]}") from None
         await server.start()
-        watch = asyncio.create_task(_watch_health(store, health_servicer, logger))
+        watches = [asyncio.create_task(_watch_health(store, health_servicer, measures.recorder, logger))]
+        if measures.content is not None:
+            watches.append(asyncio.create_task(_watch_content(store, measures.content)))
         try:
             on_ready(port)
             await stop.wait()
             logger.info("draining: no new calls, at most %.0f s for the rest", settings.drain_s)
-            watch.cancel()
+            measures.recorder.set(DRAINING, 1)
+            _cancel(watches)
             await _set_health(health_servicer, serving=False)
             servicer.stop_watches()
             stopping = asyncio.create_task(server.stop(settings.drain_s))
@@ -95,11 +110,31 @@ async def serve(
             await stopping
         finally:
             # Whatever ended it: a server that runs on keeps the process from ending.
-            watch.cancel()
+            _cancel(watches)
             await server.stop(None)
             await servicer.close()
-    finally:
-        ledger.close()
+
+
+@dataclass(frozen=True)
+class _Measures:
+    """Who measures: nobody, where no one is told."""
+
+    recorder: MetricRecorder
+    interceptors: tuple[RpcMetrics, ...] = ()
+    content: ContentCollector | None = None
+
+
+@contextlib.contextmanager
+def _measuring(settings: ServiceSettings, logger: logging.Logger) -> Iterator[_Measures]:
+    """Metrics, and the port that tells them, as long as this lasts."""
+    if not settings.metrics_listen:
+        yield _Measures(NothingRecorded())
+        return
+    recorder, content = PrometheusMetrics(), ContentCollector(time.time)
+    recorder.registry.register(content)
+    with contextlib.closing(MetricsServer(settings.metrics_listen, recorder.registry)) as server:
+        logger.info("%s %s", METRICS, server.url)
+        yield _Measures(recorder, (RpcMetrics(recorder, time.monotonic),), content)
 
 
 def run_gateway(settings: ServiceSettings, logger: logging.Logger, on_ready: Callable[[int], None]) -> None:
@@ -114,7 +149,23 @@ def run_gateway(settings: ServiceSettings, logger: logging.Logger, on_ready: Cal
     asyncio.run(main())
 
 
-async def _watch_health(store: JobStore, servicer: health.aio.HealthServicer, logger: logging.Logger) -> None:
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+async def _watch_content(store: JobStore, content: ContentCollector) -> None:
+    """Counts what the store holds, now and then; while it does not answer, the last counts stand."""
+    while True:
+        start_s = time.monotonic()
+        with contextlib.suppress(UnavailableError):
+            content.latest = await asyncio.to_thread(overview, store)
+        await asyncio.sleep(max(_LOOK_AT_STORE_S, _REST_AFTER_LOOK * (time.monotonic() - start_s)))
+
+
+async def _watch_health(
+    store: JobStore, servicer: health.aio.HealthServicer, recorder: MetricRecorder, logger: logging.Logger
+) -> None:
     """NOT_SERVING while the store does not answer."""
     was_serving: bool | None = None
     while True:
@@ -125,6 +176,7 @@ async def _watch_health(store: JobStore, servicer: health.aio.HealthServicer, lo
             serving = False
             if was_serving is not False:
                 logger.error("not serving: %s", error)
+        recorder.set(STORE_UP, float(serving))
         if serving and was_serving is False:
             logger.info("serving again")
         if serving is not was_serving:

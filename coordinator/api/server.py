@@ -17,6 +17,7 @@ from common.errors import (
     NotFoundError,
     QuotaError,
 )
+from common.metrics import MetricRecorder
 from common.storage import ArtifactFolder
 from common.tasks import DatasetFile
 from coordinator.api import convert, names
@@ -55,15 +56,22 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         artifacts: where results and uploaded data are.
         settings: limits, allowed URLs.
         logger: hears of what users cannot repair.
+        recorder: of metrics.
     """
 
     def __init__(
-        self, store: JobStore, artifacts: ArtifactFolder, settings: ServiceSettings, logger: logging.Logger
+        self,
+        store: JobStore,
+        artifacts: ArtifactFolder,
+        settings: ServiceSettings,
+        logger: logging.Logger,
+        recorder: MetricRecorder,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._settings = settings
         self.logger = logger
+        self._recorder = recorder
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="store")
         self._configs: dict[tuple[str, str], StudyConfig] = {}  # studies never change
         self.changes = Changes(store)
@@ -247,7 +255,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         await self._call(self._check_room, tenant, header, quota)
         with tempfile.TemporaryDirectory(prefix="metasearch-upload-") as folder:
             path = Path(folder) / f"data{header.suffix}"
-            await receive(parts, header, path, self._threads)
+            await receive(parts, header, path, self._threads, self._recorder)
             try:
                 dataset = await self._call(self._store.get_dataset, tenant, header.sha256)
                 return pb.UploadDatasetResponse(dataset=convert.dataset_message(dataset), existed=True)

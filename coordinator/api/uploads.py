@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from common.errors import UnavailableError
+from common.metrics import UPLOAD_BYTES, MetricRecorder
 from coordinator.api import names
 from coordinator.api.errors import FieldError
 from coordinator.api.stubs import search_pb2 as pb
@@ -50,7 +51,9 @@ async def read_header(parts: Parts, max_bytes: int) -> pb.UploadHeader:
     return header
 
 
-async def receive(parts: Parts, header: pb.UploadHeader, path: Path, executor: Executor) -> None:
+async def receive(
+    parts: Parts, header: pb.UploadHeader, path: Path, executor: Executor, recorder: MetricRecorder
+) -> None:
     """Writes what is uploaded to a file, and checks it against its header."""
     loop = asyncio.get_running_loop()
     hasher = hashlib.sha256()
@@ -60,6 +63,7 @@ async def receive(parts: Parts, header: pb.UploadHeader, path: Path, executor: E
             if request.WhichOneof("part") != "chunk":
                 raise FieldError("part", "after the header come chunks only")
             received += len(request.chunk)
+            recorder.add(UPLOAD_BYTES, len(request.chunk))
             if len(request.chunk) > CHUNK_BYTES:
                 raise FieldError("chunk", f"has {len(request.chunk)} bytes, at most {CHUNK_BYTES} go at once")
             if received > header.num_bytes:

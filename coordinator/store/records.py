@@ -125,6 +125,8 @@ class QueueEntry(Frozen):
     job_id: str
     moves_prior: bool = False
     is_quick: bool = False
+    kind: str = ""
+    created_s: float = 0.0
     needs_gpu: bool = False
     not_before_s: float = 0.0
     queue_deadline_s: float | None = None
@@ -198,6 +200,8 @@ def queue_entry(job: Job) -> dict[str, Any]:
         job_id=job.job_id,
         moves_prior=job.spec.moves_prior,
         is_quick=isinstance(job.spec, FewShotSpec),
+        kind=job.spec.kind,
+        created_s=job.created_s,
         needs_gpu=job.needs_gpu,
         not_before_s=job.not_before_s,
         queue_deadline_s=job.queue_deadline_s,

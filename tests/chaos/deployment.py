@@ -33,16 +33,25 @@ _POLL_S = 0.05
 
 
 class Deployment:
-    """Redis, a Ray cluster, two gateways, a supervisor; the coordinator and the workers are theirs."""
+    """Redis, a Ray cluster, two gateways, a supervisor; the coordinator and the workers are theirs.
 
-    def __init__(self) -> None:
+    Args:
+        ray_environment: of the Ray cluster, which then has a dashboard.
+
+    Attributes:
+        gateway_metrics: HOST:PORT where each gateway tells Prometheus its metrics.
+        metrics_file: where Ray lists the addresses that tell its own.
+        dashboard_url: of the Ray dashboard, where there is one.
+    """
+
+    def __init__(self, ray_environment: Mapping[str, str] | None = None) -> None:
         # Short: Ray puts sockets there, whose paths are limited to 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
         for name in ("redis", "artifacts", "ray", "logs"):
             (self.folder / name).mkdir()
         # Everything listens on the loopback only, so Ray needs no token.
         self._environment = environment_without_ray()
-        self._environment["RAY_AUTH_MODE"] = "disabled"
+        self._environment |= {"RAY_AUTH_MODE": "disabled", **(ray_environment or {})}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, Sequence[str]] = {}
         self._resting: set[str] = set()
@@ -59,18 +68,25 @@ class Deployment:
         file = self.folder / "settings.json"
         file.write_text(self.settings.model_dump_json())
         self.store = JobStore(open_ledger(self.redis.url))
-        ports = free_ports(8)
+        ports = free_ports(11)
         self.gateway_ports = ports[:2]
+        self.gateway_metrics = [f"127.0.0.1:{port}" for port in ports[8:10]]
+        self.metrics_file = self.folder / "ray" / "prom_metrics_service_discovery.json"
+        self.dashboard_url = f"http://127.0.0.1:{ports[10]}"
         command = [sys.executable, "-m", "coordinator.cli"]
-        for name, port in zip(("gateway-a", "gateway-b"), self.gateway_ports, strict=True):
-            self._commands[name] = [*command, "serve", "--settings", str(file), "--listen", f"127.0.0.1:{port}"]
+        for name, port, metrics in zip(
+            ("gateway-a", "gateway-b"), self.gateway_ports, self.gateway_metrics, strict=True
+        ):
+            listen = ("--listen", f"127.0.0.1:{port}", "--metrics-listen", metrics)
+            self._commands[name] = [*command, "serve", "--settings", str(file), *listen]
         address = f"127.0.0.1:{ports[2]}"
         self._commands["supervisor"] = [
             *(*command, "coordinate", "--settings", str(file), "--address", address, "--drain"),
             *("--workers", str(NUM_WORKERS), "--task-timeout-s", "25"),
         ]
         self._commands["ray"] = [
-            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=false"),
+            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--dashboard-port={ports[10]}"),
+            f"--include-dashboard={'false' if ray_environment is None else 'true'}",
             *("--num-cpus=2", "--num-gpus=0", "--object-store-memory=200000000", "--node-ip-address=127.0.0.1"),
             *(f"--port={ports[2]}", f"--ray-client-server-port={ports[3]}", f"--temp-dir={self.folder / 'ray'}"),
             *(f"--dashboard-agent-listen-port={ports[4]}", f"--dashboard-agent-grpc-port={ports[5]}"),
@@ -79,16 +95,16 @@ class Deployment:
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
 
-    def start(self) -> None:
+    def start(self, timeout_s: float = 90.0) -> None:
         """Starts everything; returns once a coordinator is in charge and gateways answer."""
         for name in ("ray", "gateway-a", "gateway-b"):
             self.start_process(name)
         self._keeper.start()
-        wait_until(lambda: any("raylet" in name for name in self.names_below("ray").values()), 60)
+        wait_until(lambda: any("raylet" in name for name in self.names_below("ray").values()), timeout_s)
         self.start_process("supervisor")
-        wait_until(lambda: self.store.epoch() > 0 and len(self.pids(WORKER)) == NUM_WORKERS, 90)
+        wait_until(lambda: self.store.epoch() > 0 and len(self.pids(WORKER)) == NUM_WORKERS, timeout_s)
         for port in self.gateway_ports:
-            wait_until(lambda port=port: self.answers(port), 60)  # type: ignore[misc]
+            wait_until(lambda port=port: self.answers(port), timeout_s)  # type: ignore[misc]
 
     def close(self) -> None:
         """Ends everything that was started here, and nothing else."""

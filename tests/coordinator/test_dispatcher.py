@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference.recorded_metrics import RecordedMetrics
 from safetensors.numpy import load as load_tensors
 
 from common.artifacts import PriorStore, load_prior
@@ -41,6 +42,7 @@ from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import AdaptSpec, FailureReason, FewShotSpec, Job, JobState, MetaTrainSpec
 from coordinator.local import LocalExecutor
+from coordinator.service_metrics import ServiceMetrics
 from coordinator.settings import ServiceSettings
 from coordinator.store.fenced import SupersededError
 from coordinator.store.jobs import JobStore
@@ -174,6 +176,8 @@ class FakePool:
 
     gpus_per_worker = 0.0
     num_workers = 2
+    num_by_state: Mapping[str, int] = {"running": 2, "starting": 0, "wanted": 2, "lent": 0}
+    num_replaced = 0
 
     def __init__(self, compute: Callable[[Any, Prior], Any], log: list[str]) -> None:
         self.compute = compute
@@ -275,6 +279,7 @@ class Scene:
         self.users = JobStore(FaultyLedger(self.ledger, Faults(), self.listeners))  # type: ignore[arg-type]
         self.settings = ServiceSettings(store="sqlite:unused", artifacts=str(folder / "artifacts"), **settings)
         self.ran: list[str] = []
+        self.recorded = RecordedMetrics()
         self.num_jobs = 0
         for name, config in ((STUDY, CONFIG), ("letters", CONFIG), (HANDFULS, FEW_SHOT)):
             self.users.create_study(
@@ -302,6 +307,7 @@ class Scene:
                     lambda: self.clock.monotonic_s,
                     logger,
                     "the cluster has 2 CPUs and 0 GPUs, and 2 workers",
+                    ServiceMetrics(self.recorded),
                 )
             except UnavailableError:
                 self.clock.tick(0.5)
@@ -456,6 +462,15 @@ def test_jobs_end_in_the_results_that_the_same_work_without_a_service_has(scene:
     weights = load_tensors(ArtifactFolder(str(result["url"])).read("weights.safetensors"))
     assert {"body", "alpha", "head/16", "classifier/weight"} <= set(weights)
     check_consistent(scene)
+    recorded = scene.recorded
+    assert recorded.counters["jobs_started", "meta_train"] == recorded.counters["jobs_started", "adapt"] == 1
+    assert len(recorded.observed["job_seconds", "adapt"]) == len(recorded.observed["job_seconds", "meta_train"]) == 1
+    assert len(recorded.observed["round_seconds",]) == ROUNDS
+    assert recorded.gauges["prior_version", TENANT, STUDY] == ROUNDS
+    assert recorded.gauges["tasks_accepted", TENANT, STUDY] == 2
+    assert recorded.counters["updates_accepted",] == 2 * ROUNDS
+    assert recorded.gauges["workers", "running"] == 2
+    assert not any(name in ("retries", "jobs_failed", "updates_rejected") for name, *_ in recorded.counters)
 
 
 def test_contributions_enter_the_prior_in_the_order_of_submission_and_once_each(scene: Scene) -> None:
@@ -469,6 +484,9 @@ def test_contributions_enter_the_prior_in_the_order_of_submission_and_once_each(
         summary = scene.job(job).result["summary"]  # type: ignore[index]
         assert (summary["prior_version"], summary["contributed_version"]) == (number, number + 1)  # type: ignore
     check_consistent(scene)
+    assert scene.recorded.counters["updates_accepted",] == 3
+    assert scene.recorded.gauges["prior_version", TENANT, STUDY] == 3
+    assert ("alpha_entropy", TENANT, STUDY, "normal") in scene.recorded.gauges
 
 
 def test_limits_hold_in_the_result(scene: Scene) -> None:
@@ -524,6 +542,8 @@ def test_a_job_whose_worker_is_lost_waits_and_runs_again(make: Callable[..., Sce
     assert done.state is JobState.SUCCEEDED and done.attempt == 3
     assert str(done.result["url"]).endswith("attempt-1-3")  # type: ignore[index]
     check_consistent(scene)
+    assert scene.recorded.counters["retries", "worker_lost"] == 2
+    assert scene.recorded.counters["jobs_started", "adapt"] == 3
 
 
 def test_attempts_that_are_used_up_fail_the_job_with_the_last_reason(scene: Scene) -> None:
@@ -538,6 +558,8 @@ def test_attempts_that_are_used_up_fail_the_job_with_the_last_reason(scene: Scen
     assert failure is not None and failure.reason is FailureReason.ATTEMPTS_EXHAUSTED
     assert failure.message == "started 2 times without a result; the last time: the worker died"
     assert scene.job(other).state is JobState.SUCCEEDED
+    assert scene.recorded.counters["jobs_failed", "adapt", "ATTEMPTS_EXHAUSTED"] == 1
+    assert scene.recorded.counters["retries", "worker_lost"] == 1, "the last loss is a failure, not a retry"
 
 
 def test_a_round_goes_on_when_workers_are_lost_and_makes_the_same_prior(scene: Scene, trained: str) -> None:
@@ -555,6 +577,7 @@ def test_a_round_goes_on_when_workers_are_lost_and_makes_the_same_prior(scene: S
     scene.finish(dispatcher)
     assert scene.job(job).result["summary"]["prior_sha256"] == trained  # type: ignore[index, call-overload]
     assert scene.job(job).attempt == 1, "the job itself did not have to start again"
+    assert scene.recorded.counters["retries", "worker_lost"] == len(lost) == 2 * ROUNDS
 
 
 def test_a_round_whose_task_kills_every_worker_fails_with_its_name(scene: Scene) -> None:
@@ -639,6 +662,8 @@ def test_a_bad_contribution_fails_and_leaves_the_prior_as_it_was(scene: Scene, h
     failure = scene.job(bad).failure
     assert failure is not None and failure.reason is FailureReason.ADAPTATION_FAILED
     assert f"the update cannot enter the prior: {reason}" in failure.message
+    assert scene.recorded.counters["updates_rejected", reason] == 1
+    assert scene.recorded.counters["jobs_failed", "adapt", "ADAPTATION_FAILED"] == 1
     digests = after_contributions(1)
     assert scene.priors() == [(0, digests[0], ""), (1, digests[1], good.job_id)]
     check_consistent(scene)
@@ -668,6 +693,8 @@ def test_a_bad_update_of_a_round_is_left_out_and_too_many_fail_the_job(scene: Sc
     assert failure is not None and failure.reason is FailureReason.ADAPTATION_FAILED
     assert "0 of 2 updates to version 1 are acceptable" in failure.message and "not_finite" in failure.message
     assert [version for version, _, _ in scene.priors()] == [0, 1]
+    assert scene.recorded.counters["updates_rejected", "not_finite"] == 3
+    assert scene.recorded.counters["updates_accepted",] == 1
 
 
 # The coordinator killed, and storage that does not answer, at every step there is
@@ -894,6 +921,7 @@ def test_data_that_cannot_be_had_uses_attempts_up(
     assert done.state is JobState.FAILED and done.attempt == done.failures == 3
     assert done.failure is not None and done.failure.reason is FailureReason.ATTEMPTS_EXHAUSTED
     assert "cannot fetch https://data.example/sets/a.zip" in done.failure.message
+    assert scene.recorded.counters["retries", "data_unavailable"] == 2
 
 
 def damage(path: Path, how: str) -> None:
@@ -967,6 +995,7 @@ def test_a_coordinator_that_was_replaced_is_told_so_and_changes_nothing(scene: S
         scene.turns(first, 20)
     assert records(scene) == before
     scene.finish(second)
+    assert scene.recorded.counters["retries", "coordinator_lost"] >= 1
     assert scene.job(jobs[0]).result["summary"]["prior_sha256"] == trained  # type: ignore[index, call-overload]
     assert all(scene.job(job).failures == 0 for job in jobs)
     check_consistent(scene)
@@ -1114,6 +1143,8 @@ def test_training_that_was_paused_ends_in_the_prior_of_an_undisturbed_run(
     scene.finish(dispatcher)
     assert scene.job(job).result["summary"]["prior_sha256"] == trained  # type: ignore[index, call-overload]
     assert scene.job(job).failures == 0
+    was_paused = paused.state is JobState.QUEUED and paused.attempt > 0
+    assert scene.recorded.counters.get(("retries", "paused"), 0) == was_paused
 
 
 def test_a_paused_contribution_goes_on_from_the_prior_that_others_have_moved(scene: Scene) -> None:
@@ -1179,6 +1210,7 @@ def test_a_gpu_job_without_a_gpu_fails_at_its_deadline_and_says_what_there_is(sc
     assert failure is not None and failure.reason is FailureReason.RESOURCE_UNAVAILABLE
     assert "it asked for a GPU; the cluster has 2 CPUs and 0 GPUs, and 2 workers" in failure.message
     assert 30 <= scene.job(job).finished_s - job.created_s <= 32  # type: ignore[operator]
+    assert scene.recorded.counters["jobs_failed", "adapt", "RESOURCE_UNAVAILABLE"] == 1
 
 
 def test_a_deadline_that_passes_while_a_started_job_is_back_in_the_queue_does_not_fail_it(scene: Scene) -> None:
@@ -1251,7 +1283,12 @@ def test_draining_hands_everything_over_and_burns_no_attempt(scene: Scene, train
         assert dispatcher.is_drained and dispatcher.pool.num_pending == 0
         assert all(scene.job(job).state in (JobState.QUEUED, JobState.SUCCEEDED) for job in jobs)
     assert any(scene.job(job).attempt > 1 for job in jobs)
+    assert scene.recorded.counters["retries", "drained"] == sum(scene.job(job).attempt for job in jobs) - sum(
+        scene.job(job).state is JobState.SUCCEEDED for job in jobs
+    )
+    assert scene.recorded.gauges["draining",] == 1
     scene.finish(scene.coordinator())
+    assert scene.recorded.gauges["draining",] == 0
     assert scene.job(jobs[0]).result["summary"]["prior_sha256"] == trained  # type: ignore[index, call-overload]
     assert all(scene.job(job).failures == 0 for job in jobs)
     check_consistent(scene)

@@ -1,7 +1,7 @@
 """Jobs that evaluate, from the queue to their result: real job store, real computation, no Ray."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class OneWorker:
 
     gpus_per_worker = 0.0
     num_workers = 1
+    num_by_state: Mapping[str, int] = {"running": 1, "starting": 0, "wanted": 1, "lent": 0}
+    num_replaced = 0
 
     def __init__(self) -> None:
         self.waiting: list[tuple[str, EvaluateRequest]] = []

@@ -36,6 +36,18 @@ def test_a_ready_line_that_comes_in_pieces_is_read_to_its_end(service: LocalServ
         assert child.wait(10) == 0, "nobody closed the pipe while it wrote"
 
 
+def test_the_logs_say_where_metrics_are(service: LocalService, tmp_path: Path) -> None:
+    (tmp_path / "logs" / "gateway.log").write_text("INFO metasearch.gateway Prometheus metrics: http://a/metrics\n")
+    (tmp_path / "logs" / "coordinator.log").write_text(
+        "INFO Prometheus metrics: http://old/metrics\nINFO Ray dashboard: http://c\nINFO Prometheus metrics: http://b/metrics\n"
+    )
+    assert service.metrics_lines() == ["Prometheus metrics: http://a/metrics", "Prometheus metrics: http://b/metrics"]
+    assert service.dashboard_lines() == ["Ray dashboard: http://c"]
+    (tmp_path / "logs" / "coordinator.log").write_text("")
+    (tmp_path / "logs" / "gateway.log").write_text("")
+    assert service.metrics_lines() == []
+
+
 def test_a_gateway_that_ends_at_once_is_an_error_with_its_last_line(service: LocalService, tmp_path: Path) -> None:
     (tmp_path / "logs" / "gateway.log").write_text("Error: cannot listen on 127.0.0.1:1\n")
     with (

@@ -1,6 +1,7 @@
 """A study of the service whose tasks go to workers in bundles: real job store, real computation, no Ray."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class OneWorker:
 
     gpus_per_worker = 0.0
     num_workers = 1
+    num_by_state: Mapping[str, int] = {"running": 1, "starting": 0, "wanted": 1, "lent": 0}
+    num_replaced = 0
 
     def __init__(self, times_lost: int = 0) -> None:
         self.times_lost = times_lost

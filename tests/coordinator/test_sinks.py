@@ -5,11 +5,13 @@ import logging
 import struct
 
 import pytest
+from reference.recorded_metrics import RecordedMetrics
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from common.telemetry import ROUND_METRICS
-from coordinator import sinks
+from common.metrics import RAY_METRICS, RETRIES, ROUND_GAUGES, ROUND_SECONDS, RPCS, RetryCause
 from coordinator.sinks import JsonLinesSink, LogSink, RayMetricsSink, TensorBoardSink, read_lines
+from workers import ray_metrics
+from workers.ray_metrics import RayMetrics
 
 
 def metrics(version, **changes):
@@ -177,30 +179,49 @@ def test_a_resumed_run_tells_tensorboard_to_hide_the_rounds_that_run_again(tmp_p
     assert starts == [5]
 
 
-# Gauges
+# Ray's metrics
 
 
-def test_every_metric_has_a_gauge_and_labels_become_tags(monkeypatch):
-    gauges = {}
-
-    class RecordingGauge:
-        def __init__(self, name, description, tag_keys):
-            self.description = description
-            self.tag_keys = tag_keys
-            self.values = {}
-            gauges[name] = self
-
-        def set(self, value, tags):
-            self.values[tags["kind"], tags["op"]] = value
-
-    monkeypatch.setattr(sinks, "Gauge", RecordingGauge)
-    sink = RayMetricsSink()
+def test_a_run_exports_its_rounds_under_its_name_and_no_tenant():
+    recorded = RecordedMetrics()
+    sink = RayMetricsSink("mine", recorded)
     sink.record(3, metrics(3))
     sink.close()
-    assert {name: gauge.description for name, gauge in gauges.items()} == {
-        f"metasearch_{name}": description for name, description in ROUND_METRICS.items()
-    }
-    assert {gauge.tag_keys for gauge in gauges.values()} == {("kind", "op")}
-    assert gauges["metasearch_tau"].values == {("", ""): 0.5}
-    assert gauges["metasearch_alpha_entropy"].values == {("normal", ""): 1.0, ("reduction", ""): 2.0}
-    assert gauges["metasearch_strongest_op_edges"].values == {("normal", "skip_connect"): 5}
+    assert recorded.gauges["tau", "", "mine"] == 0.5
+    assert recorded.gauges["alpha_entropy", "", "mine", "reduction"] == 2.0
+    assert recorded.gauges["strongest_op_edges", "", "mine", "normal", "skip_connect"] == 5
+    assert recorded.observed == {("round_seconds",): [1.25]}
+
+
+def test_ray_is_told_of_metrics_with_their_labels_and_of_counters_from_the_start(monkeypatch):
+    told = {}
+
+    class Told:
+        def __init__(self, name, description, *rest):
+            *self.buckets, self.keys = rest
+            told[name] = self
+            self.values = []
+
+        def note(self, value, labels):
+            assert set(labels) == set(self.keys)
+            self.values.append((value, labels))
+
+        inc = set = observe = note
+
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(ray_metrics, kind, Told)
+    exported = RayMetrics(RAY_METRICS)
+    assert set(told) == {f"metasearch_{metric.name}" for metric in RAY_METRICS}
+    causes = told["metasearch_retries"].values
+    assert {labels["cause"] for _, labels in causes} == set(RetryCause)
+    assert 5.0 + sum(value for value, _ in causes) == 5.0, "too little to be seen in any sum"
+    exported.add(RETRIES, 2, cause="paused")
+    exported.add(RETRIES, 0, cause="paused")
+    assert causes[len(RetryCause) :] == [(2, {"cause": "paused"})], "Ray takes no zero"
+    exported.observe(ROUND_SECONDS, 3)
+    exported.set(ROUND_GAUGES["tau"], 1, tenant="", study="mine")
+    assert told["metasearch_round_seconds"].values == [(3.0, {})]
+    assert told["metasearch_round_seconds"].buckets == [list(ROUND_SECONDS.buckets)]
+    assert told["metasearch_tau"].values == [(1.0, {"tenant": "", "study": "mine"})]
+    with pytest.raises(KeyError):
+        exported.add(RPCS, method="GetJob", code="OK")

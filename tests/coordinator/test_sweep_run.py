@@ -1,7 +1,7 @@
 """Sweep jobs, from the queue to their result: real job store, a pool that plays; no Ray."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class PlayedPool:
 
     gpus_per_worker = 0.0
     num_workers = 2
+    num_by_state: Mapping[str, int] = {"running": 2, "starting": 0, "wanted": 2, "lent": 0}
+    num_replaced = 0
     num_pending = 0
 
     def __init__(self) -> None:
