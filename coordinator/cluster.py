@@ -26,13 +26,11 @@ class Cluster:
         dashboard_url: of the Ray dashboard, None where it does not run.
         needs_token: whether the dashboard asks for a token (`ray get-auth-token` prints it).
         is_local: started by this process, and gone with it.
-        metrics_urls: where each node tells Prometheus its metrics.
     """
 
     dashboard_url: str | None
     needs_token: bool
     is_local: bool
-    metrics_urls: tuple[str, ...] = ()
 
 
 def connect(address: str | None, include_dashboard: bool = True, job_name: str = "metasearch") -> Cluster:
@@ -66,11 +64,6 @@ def connect(address: str | None, include_dashboard: bool = True, job_name: str =
         dashboard_url=f"http://{url}" if url else None,
         needs_token=os.environ.get("RAY_AUTH_MODE") == "token",
         is_local=address is None,
-        metrics_urls=tuple(
-            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"]
-        ),
     )
 
 
@@ -93,6 +86,15 @@ def _start_local(include_dashboard: bool, job: JobConfig) -> Any:
             if last:
                 raise UnavailableError("a local Ray did not come up in a minute; is the machine overloaded?") from None
     raise AssertionError("unreachable")
+
+
+def metrics_urls() -> list[str]:
+    """Where the nodes of the connected cluster tell Prometheus their metrics."""
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
 
 
 def disconnect() -> None:

@@ -92,6 +92,7 @@ class ServiceCoordinator:
         holder = f"{socket.gethostname()}/{os.getpid()}"
         # Names of its own: the workers of one that was killed a moment ago may not have given theirs back yet.
         pool = RayPool(f"service/{holder}", num_workers, gpus_per_worker, self._cluster, time.monotonic, self._log)
+        metrics = ServiceMetrics(self._recorder)
         dispatcher: Dispatcher | None = None
         try:
             while dispatcher is None:
@@ -105,7 +106,7 @@ class ServiceCoordinator:
                         time.monotonic,
                         self._log,
                         _capacity(num_workers),
-                        ServiceMetrics(self._recorder),
+                        metrics,
                     )
                 except UnavailableError as error:
                     self._log.warning("%s", error)
@@ -128,6 +129,7 @@ class ServiceCoordinator:
             if dispatcher is not None:
                 dispatcher.close()
             pool.close()
+            metrics.look((), pool, draining=False)  # one that was superseded lives on, and Ray goes on exporting
             store.ledger.close()
 
     def _follow_cluster(self, pool: RayPool) -> None:

@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from common.config import ClusterConfig
 from common.errors import UnavailableError
 from common.telemetry import METRICS
-from coordinator.cluster import NAMESPACE, connect, disconnect
+from coordinator.cluster import NAMESPACE, connect, disconnect, metrics_urls
 from coordinator.service_actor import ACTOR_NAME, start_service_coordinator
 from coordinator.settings import ServiceSettings, open_ledger
 from coordinator.store.jobs import JobStore
@@ -70,9 +70,9 @@ class Supervisor:
             if connection.dashboard_url:
                 token = "; it asks for a token, `ray get-auth-token` prints it" if connection.needs_token else ""
                 self._log.info("Ray dashboard: %s%s", connection.dashboard_url, token)
-            self._log.info("%s %s", METRICS, ", ".join(connection.metrics_urls))
             first = False
             try:
+                self._log.info("%s %s", METRICS, ", ".join(metrics_urls()))
                 self._watch()
                 if drain:
                     self._drain()

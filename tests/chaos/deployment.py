@@ -184,6 +184,10 @@ class Deployment:
                     found[pid] = title
         return found
 
+    def log(self, name: str) -> str:
+        """All that a process has said."""
+        return (self.folder / "logs" / f"{name}.log").read_text(errors="replace")
+
     def logs(self) -> str:
         """The last lines of each log, for a test that failed."""
         parts = []

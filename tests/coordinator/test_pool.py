@@ -431,6 +431,7 @@ def test_a_worker_without_room_gets_no_calls_until_there_is_some(
     found = collect(pool, 2 * MAX_IN_FLIGHT * cpus)
     assert all(outcome.result is not None for outcome in found.values())
     assert pool.num_workers == cpus and pool.num_replaced == 0
+    assert pool.num_by_state == {"running": cpus, "starting": 1, "wanted": cpus + 1, "lent": 0}
 
 
 def test_a_pool_grows_and_shrinks_with_the_cluster(

@@ -20,6 +20,7 @@ from reference.prometheus_server import PrometheusServer, require_prometheus
 from reference.redis_server import require_redis
 
 from common.errors import NotFoundError, UnauthenticatedError
+from common.telemetry import METRICS
 from coordinator.api.client import SearchClient
 from coordinator.api.stubs import search_pb2 as pb
 
@@ -192,6 +193,15 @@ def test_figures_are_those_of_what_was_done(worked: None, deployment: Deployment
     assert prometheus.value("sum(ray_metasearch_worker_steps_total)") >= 400
     assert prometheus.value('sum(metasearch_rpcs_total{code="UNAUTHENTICATED"})') >= 1
     assert prometheus.value("sum(metasearch_upload_bytes_total)") > 0
+
+
+def test_the_log_of_the_supervisor_says_where_ray_tells_its_metrics(
+    worked: None, deployment: Deployment, prometheus: PrometheusServer
+) -> None:
+    (line,) = [line for line in deployment.log("supervisor").splitlines() if METRICS in line]
+    (url,) = line.partition(METRICS)[2].split()
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        assert b"ray_metasearch_workers" in answer.read()
 
 
 def test_the_metrics_view_of_the_ray_dashboard_shows_our_dashboard(
