@@ -140,7 +140,8 @@ def train(
 ) -> None:
     """Meta-trains a prior, round after round; every round is checkpointed.
 
-    A run can be interrupted (Ctrl-C, or killed) at any time and resumed: the final prior is bitwise the same.
+    A run can be interrupted (Ctrl-C, or killed) at any time and resumed: the final prior is bitwise the same, unless
+    `schedule` has it depend on which tasks come first; then no task is lost, and none counts twice.
     The folder holds the configuration, the last priors, `train.log` (a line per round), `rounds.jsonl` (every metric)
     and TensorBoard events.
 

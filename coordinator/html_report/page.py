@@ -134,6 +134,10 @@ def _curves(report: Report) -> Markup:
             charts += _query_charts(report)
         caption = "How far a round moved the prior's weights"
         charts.append(line_chart(caption, "Round", "Length of the move", _versions(report), moves))
+        if any(values.get("staleness_max") for values in report.rounds):
+            stale = [Line("mean", _metric(report, "staleness_mean")), Line("at most", _metric(report, "staleness_max"))]
+            caption = "Staleness: versions made since a version's tasks began"
+            charts.append(line_chart(caption, "Round", "Versions", _versions(report), stale))
     if not charts:
         return missing("There are no learning curves: no round has ended yet, or rounds.jsonl is not in the folder.")
     return chart_grid(charts)

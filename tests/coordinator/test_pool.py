@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from reference.replay import replayed
 
 from common.artifacts import PriorStore
-from common.config import ClusterConfig, DatasetRef, StudyConfig
+from common.config import ClusterConfig, DatasetRef, ScheduleConfig, StudyConfig
 from common.errors import AdaptationError, ConflictError, InvalidInputError
 from common.few_shot_config import FewShotConfig
 from common.limits import Limits
 from common.loading import load
-from common.messages import AdaptResult, FewShotRequest, JobRequest, PartialSum, PartialSumRequest
+from common.messages import AdaptResult, FewShotRequest, JobRequest, PartialSum, PartialSumRequest, Update
 from common.meta.prior import Prior, initial_prior
 from common.storage import ArtifactFolder
 from common.tasks import DatasetFile, FewShotTask, TaskChoice
@@ -28,10 +29,11 @@ from coordinator.calls import Outcome
 from coordinator.local import LocalExecutor
 from coordinator.outer import OuterStep
 from coordinator.pool import MAX_IN_FLIGHT, RayPool
-from coordinator.rounds import Result, plan
+from coordinator.rounds import Result, plan, request_of
 from workers.actor import WorkerStatus
 from workers.data.handful import Handful
 from workers.device import choose_device
+from workers.runner import TaskRunner
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -136,6 +138,63 @@ def test_a_worker_that_hangs_is_replaced_and_its_task_runs_again(
 
     assert run_study(config, pool, tmp_path, stop_a_worker).digest() == undisturbed_digest
     assert pool.num_replaced == 1
+
+
+def test_without_rounds_killed_workers_cost_no_task_and_the_log_makes_the_same_prior_again(
+    config: StudyConfig, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    config = config.model_copy(update={"schedule": ScheduleConfig(mode="buffered")})
+    pool = make_pool(2)
+    killed: list[int] = []
+
+    def kill_a_busy_worker(result: Result, rejection: object) -> None:
+        if len(killed) < 2:
+            killed.append(pool.status()[-1].pid)
+            os.kill(killed[-1], signal.SIGKILL)
+
+    last = run_study(config, pool, tmp_path, kill_a_busy_worker)
+    assert pool.num_replaced >= 1
+    intakes = [PriorStore(tmp_path).load_intake(version) for version in range(1, ROUNDS + 1)]
+    assert sorted(number for intake in intakes for number, _ in intake.accepted) == list(range(4 * ROUNDS))
+    catalogs, runner = study.load_catalogs(config), TaskRunner(choose_device())
+
+    def update_of(number: int, prior: Prior) -> Update:
+        update = runner.run(prior, request_of(number, prior, config, catalogs)).update
+        assert update is not None
+        return update
+
+    assert replayed(initial_prior(config), config, intakes, update_of)[-1].digest() == last.digest()
+
+
+def test_a_worker_that_hangs_holds_no_round_up_beyond_its_deadline(
+    config: StudyConfig, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    schedule = ScheduleConfig(deadline_s=1.0, quorum_fraction=0.5)
+    cluster = config.cluster.model_copy(update={"tasks_per_partial_sum": 1})
+    config = config.model_copy(update={"schedule": schedule, "cluster": cluster, "rounds": 2})
+    pool = make_pool(2)
+    stopped: list[int] = []
+    late: list[float] = []
+
+    def stop_a_worker(result: Result, rejection: object) -> None:
+        if not stopped:
+            stopped.append(pool.status()[0].pid)
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    store = PriorStore(tmp_path)
+    last = study.run(
+        study.begin(store, config),
+        config,
+        pool,
+        store,
+        [],
+        time.monotonic,
+        on_result=stop_a_worker,
+        on_round=lambda prior, metrics: late.append(metrics["tasks_late"]),
+    )
+    assert last.version == 2
+    assert 1 <= late[0] <= 2, "of four tasks"
+    assert len(store.load_intake(1).accepted) == 4 - late[0]
 
 
 def test_a_task_that_kills_every_worker_is_given_up_with_advice(

@@ -131,6 +131,19 @@ def test_the_log_line_of_a_few_shot_round_has_its_query_images(caplog):
     ]
 
 
+def test_the_log_line_says_what_a_schedule_cost(caplog):
+    logger = logging.getLogger("metasearch.test-schedule-line")
+    with caplog.at_level(logging.INFO, logger.name):
+        sink = LogSink(logger, num_rounds=50)
+        without = {name: each for name, each in metrics(7).items() if not name.startswith("alpha_entropy")}
+        sink.record(7, {**without, "staleness_mean": 1.25, "staleness_max": 4, "tasks_late": 0})
+        sink.record(8, {**without, "staleness_mean": 0.0, "staleness_max": 0, "tasks_late": 2})
+    assert [message.partition("  rejected 1  ")[2] for message in caplog.messages] == [
+        "staleness 1.2 (at most 4)  1.2 s",
+        "late 2  1.2 s",
+    ]
+
+
 # Event files
 
 
