@@ -88,7 +88,7 @@ def test_images_are_pinned_to_the_version_of_the_package(base: list[Object]) -> 
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     images = {container["image"] for each in base for container in containers(each)}
     assert {image.split(":")[0] for image in images} == {
-        "metasearch-gateway", "metasearch-ray", "metasearch-ray-cuda", "redis",
+        "metasearch-cpu", "metasearch-cuda", "metasearch-gateway", "redis",
     }  # fmt: skip
     for image in images:
         name, _, tag = image.partition(":")
@@ -168,7 +168,7 @@ def test_gpu_pods_are_put_on_gpu_nodes(objects: list[Object]) -> None:
     gpu, cpu = found["ray-worker/gpu"], found["ray-worker/cpu"]
     assert gpu.spec["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in gpu.spec["tolerations"]
-    assert gpu.main["image"].startswith("metasearch-ray-cuda:")
+    assert gpu.main["image"].startswith("metasearch-cuda:")
     assert "nodeSelector" not in cpu.spec and "tolerations" not in cpu.spec
 
 
