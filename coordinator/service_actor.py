@@ -27,6 +27,8 @@ from coordinator.store.metered import MeteredLedger
 from workers.ray_metrics import RayMetrics
 
 ACTOR_NAME = "coordinator"
+# What Ray gives the head of every cluster, and no other node.
+_ON_THE_HEAD = {"node:__internal_head__": 0.001}
 _TURN_S = 0.1
 _IDLE_S = 0.02
 _RETRY_S = 0.5
@@ -159,12 +161,15 @@ def _capacity(num_workers: int) -> str:
 def start_service_coordinator(settings: ServiceSettings, cluster: ClusterConfig) -> Any:
     """Starts the detached actor, or finds the one that is there.
 
+    It is on the head: elsewhere it would keep a node that costs money, and die with one that is not needed any more.
+
     Raises:
         MetaSearchError: it cannot be placed.
     """
     actor_class: Any = ray.remote(ServiceCoordinator)
     options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 4, "lifetime": "detached", "get_if_exists": True}
+    options |= {"name": ACTOR_NAME, "namespace": NAMESPACE, "resources": _ON_THE_HEAD}
     try:
-        return actor_class.options(name=ACTOR_NAME, namespace=NAMESPACE, **options).remote(settings, cluster)
+        return actor_class.options(**options).remote(settings, cluster)
     except ValueError as error:
         raise MetaSearchError(f"the coordinator cannot be started: {error}") from None

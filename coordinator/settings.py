@@ -41,6 +41,9 @@ class ServiceSettings(Frozen):
     metrics_listen: str = ""
     """HOST:PORT where the gateway tells Prometheus its metrics, 9464 by convention; port 0 takes a free one. Nowhere if
     empty. In plain text and without a token, so keep it to the network of the monitoring."""
+    health_listen: str = ""
+    """HOST:PORT where the gateway tells its health, and nothing else, without TLS: for probes that know none. Nowhere if
+    empty."""
     tls: TlsSettings = TlsSettings()
     insecure: bool = False
     """Serve without TLS beyond the loopback, where something in front of it ends TLS."""

@@ -23,6 +23,7 @@ from common.telemetry import METRICS
 from coordinator.api.auth import Tokens
 from coordinator.api.exporter import ContentCollector, MetricsServer, PrometheusMetrics
 from coordinator.api.gatekeeper import SERVICE, Gatekeeper
+from coordinator.api.probes import check_address, start_probes
 from coordinator.api.rpc_metrics import RpcMetrics
 from coordinator.api.server import SearchServicer
 from coordinator.api.stubs import search_pb2_grpc
@@ -66,10 +67,7 @@ async def serve(
         NotFoundError: there is no tokens file.
         UnavailableError: the store or a port cannot be had.
     """
-    host, _, port_text = settings.listen.rpartition(":")
-    if not host or not port_text.isdecimal() or int(port_text) > 65535:
-        raise InvalidInputError(f"listen must be HOST:PORT, got {settings.listen!r}")
-    credentials = _credentials(settings, host)
+    credentials = _credentials(settings, check_address("listen", settings.listen))
     tokens = Tokens(settings.tokens, logger)
     artifacts = ArtifactFolder(settings.artifacts)
     with contextlib.ExitStack() as stack:
@@ -90,6 +88,7 @@ async def serve(
                 port = server.add_secure_port(settings.listen, credentials)
         except RuntimeError as error:
             raise UnavailableError(f"cannot listen on {settings.listen}: {str(error).splitlines()[0]}") from None
+        probes = await start_probes(settings.health_listen, health_servicer) if settings.health_listen else None
         await server.start()
         watches = [asyncio.create_task(_watch_health(store, health_servicer, measures.recorder, logger))]
         if measures.content is not None:
@@ -112,6 +111,8 @@ async def serve(
             # Whatever ended it: a server that runs on keeps the process from ending.
             _cancel(watches)
             await server.stop(None)
+            if probes is not None:
+                await probes.stop(None)
             await servicer.close()
 
 

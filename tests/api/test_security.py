@@ -10,6 +10,7 @@ import os
 import pickle
 import resource
 import socket
+import sqlite3
 import stat
 import struct
 import subprocess
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from reference.gateway import Gateway, PlayedCoordinator, running, until
 
 from common.errors import ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError, UnavailableError
@@ -794,6 +796,30 @@ def test_mutual_tls(tmp_path: Path, authority: Authority) -> None:
             studies(gateway, Tls(authority.pem))
 
 
+def test_probes_need_no_tls_and_find_nothing_but_health(tmp_path: Path, authority: Authority) -> None:
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    tls = write_pair(tmp_path / "tls", authority.issue("server"))
+    with (
+        running(tmp_path / "gateway", tls=tls, health_listen=address, drain_s=1.0) as gateway,
+        grpc.insecure_channel(address) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=30)
+        until(lambda: next(watch).status == serving, "a first look at the store")
+        blocker = sqlite3.connect(gateway.store_path, isolation_level=None)
+        blocker.execute("BEGIN EXCLUSIVE")
+        assert next(watch).status == not_serving
+        assert health.Check(health_pb2.HealthCheckRequest(service="liveness")).status == serving
+        blocker.close()
+        with pytest.raises(grpc.RpcError) as caught:
+            search_pb2_grpc.SearchServiceStub(channel).ListStudies(pb.ListStudiesRequest())
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert studies(gateway, Tls(authority.pem)) == []
+
+
 def test_client_takes_the_authority_from_the_environment(
     tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -876,7 +902,9 @@ def test_gateway_says_what_keeps_it_from_starting(tmp_path: Path, authority: Aut
     create_token(tmp_path / "tokens.toml", "a", "viewer")
     for listen in ("127.0.0.1", "x", ":7171", "127.0.0.1:99999", "127.0.0.1:-1", "unix:/tmp/x"):
         assert "HOST:PORT" in refusal(InvalidInputError, listen=listen)
+        assert "health_listen must be HOST:PORT" in refusal(InvalidInputError, health_listen=listen)
     assert "cannot listen" in refusal(UnavailableError, listen=gateway.address)
+    assert "health_listen: cannot listen" in refusal(UnavailableError, health_listen=gateway.address)
     certificate, key = Path(pair["certificate"]), Path(other["key"])
     assert "both" in refusal(InvalidInputError, tls=TlsSettings(certificate=certificate))
     assert "key.pem cannot be used" in refusal(InvalidInputError, tls=TlsSettings(certificate=certificate, key=key))
