@@ -249,7 +249,7 @@ def test_the_settings_are_those_of_a_gateway_that_all_reach(tmp_path: Path) -> N
         assert settings.store == "redis://metasearch:x@redis:6379/0"
         assert settings.artifacts == "/artifacts"
         assert settings.listen == "0.0.0.0:7171" and settings.tls.key == Path(f"{SECRETS}tls_key")
-        assert any(settings.tokens.is_relative_to(path) for path in SERVICES["gateway"].mounts)
+        assert name == "coordinator" or any(settings.tokens.is_relative_to(path) for path in service.mounts)
         assert service.grace_s > settings.drain_s
 
 
