@@ -305,7 +305,7 @@ def test_each_container_is_pinned_bounded_and_comes_back(service: Service) -> No
 @pytest.mark.parametrize("image", IMAGES)
 def test_images_run_as_a_user_and_have_a_pinned_base(image: str) -> None:
     stage = stages()[image]
-    assert stage.last("USER") == "10001:10001"
+    assert stage.last("USER") == "1000:1000"
     assert stage.instructions[0] == ("FROM", "${PYTHON_IMAGE} AS base")
     assert re.search(r"^ARG PYTHON_IMAGE=python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}$", DOCKERFILE.read_text(), re.M)
 
