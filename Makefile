@@ -14,7 +14,7 @@ MIN_COVERAGE_PERCENT := 90
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt proto bench sanitize deploy-check multinode screenshots data redis browser prometheus clean
+.PHONY: help demo test check fmt proto constraints bench sanitize deploy-check multinode screenshots data redis browser prometheus clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ fmt: $(INSTALLED) ## Format, and fix what the linter can fix
 
 proto: $(INSTALLED) ## Generate the stubs of the gRPC protocol
 	$(BIN)/python coordinator/api/proto/generate.py
+
+# Of the Python in deploy/Dockerfile. Versions stay until they must change; to renew them all: rm deploy/constraints.txt
+constraints: $(INSTALLED) ## Write the versions of all packages in the container images
+	$(BIN)/uv pip compile --quiet --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	    --extra hdf5 --extra s3 --extra sweep --custom-compile-command 'make constraints' \
+	    --output-file deploy/constraints.txt pyproject.toml
 
 bench: $(INSTALLED) data redis ## Run every script of tests/benchmarks, one after the other
 	@set -e; for script in $(sort $(wildcard tests/benchmarks/bench_*.py)); do \

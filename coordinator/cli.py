@@ -24,6 +24,7 @@ from common.space.genotype import DerivationRule
 from coordinator import (
     client_cli,
     evaluate_cli,
+    health_cli,
     label_cli,
     meta_test_cli,
     network_cli,
@@ -64,6 +65,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Sources of images: list them, prepare large ones.")
 app.add_typer(data_app, name="data")
 serving_cli.register(app)
+health_cli.register(app)
 submit_cli.register(app)
 client_cli.register(app)
 top_cli.register(app)

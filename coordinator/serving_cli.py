@@ -10,7 +10,7 @@ from rich.console import Console
 
 from common.errors import InvalidInputError
 from coordinator.local_service import DEFAULT_FOLDER
-from coordinator.settings import ServiceSettings, load_settings
+from coordinator.settings import ENVIRONMENT_PREFIX, ServiceSettings, load_settings
 
 # Ray, and the gateway's own imports, wait until a command needs them.
 
@@ -148,8 +148,9 @@ def _absolute(settings: ServiceSettings) -> ServiceSettings:
 def token_create(
     tenant: Annotated[str, typer.Option(help="Whose resources it opens.")],
     role: Annotated[str, typer.Option(help="viewer, submitter or admin.")] = "submitter",
-    tokens: Annotated[Path, typer.Option(help="File of hashed tokens; made where missing.")] = DEFAULT_FOLDER
-    / "tokens.toml",
+    tokens: Annotated[
+        Path, typer.Option(envvar=f"{ENVIRONMENT_PREFIX}TOKENS", help="File of hashed tokens; made where missing.")
+    ] = DEFAULT_FOLDER / "tokens.toml",
     title: Annotated[str, typer.Option(help="For people.")] = "",
 ) -> None:
     """Makes an API token and prints it, once; the file keeps its hash only. Running gateways notice by themselves."""

@@ -1,6 +1,7 @@
 """Settings of the service's processes: a TOML file, then environment variables, then flags. The same file serves all.
 
-An example with every field is in README.md. `METASEARCH_SERVICE_ARTIFACTS=s3://bucket/metasearch` sets `artifacts`.
+An example with every field is in README.md. `METASEARCH_SERVICE_ARTIFACTS=s3://bucket/metasearch` sets `artifacts`, and
+`METASEARCH_SERVICE_STORE_FILE=/run/secrets/store_url` sets `store` to what that file holds: for values that are secret.
 """
 
 import json
@@ -18,6 +19,7 @@ from coordinator.store.ledger import Ledger
 from coordinator.store.records import Quota
 
 ENVIRONMENT_PREFIX = "METASEARCH_SERVICE_"
+FILE_SUFFIX = "_FILE"
 
 
 class TlsSettings(Frozen):
@@ -42,8 +44,8 @@ class ServiceSettings(Frozen):
     """HOST:PORT where the gateway tells Prometheus its metrics, 9464 by convention; port 0 takes a free one. Nowhere if
     empty. In plain text and without a token, so keep it to the network of the monitoring."""
     health_listen: str = ""
-    """HOST:PORT where the gateway tells its health, and nothing else, without TLS: for probes that know none. Nowhere if
-    empty."""
+    """HOST:PORT where the gateway tells its health, and nothing else, without TLS: for probes that know none. Nowhere
+    if empty."""
     tls: TlsSettings = TlsSettings()
     insecure: bool = False
     """Serve without TLS beyond the loopback, where something in front of it ends TLS."""
@@ -100,20 +102,37 @@ def load_settings(
             raise InvalidInputError(f"settings file {file} cannot be read: {error}") from None
         if not isinstance(tree, dict):
             raise InvalidInputError(f"settings file {file} must hold an object with a field for each setting")
-    for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            here = tree
-            *parents, last = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            for parent in parents:
-                here = here.setdefault(parent, {})
-                if not isinstance(here, dict):
-                    raise InvalidInputError(f"{name}: {parent} has no fields of its own; check the spelling")
-            here[last] = [url.strip() for url in text.split(",") if url.strip()] if last == "allowed_urls" else text
+    for name, text in sorted(_given(os.environ if environment is None else environment).items()):
+        here = tree
+        *parents, last = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise InvalidInputError(f"{name}: {parent} has no fields of its own; check the spelling")
+        here[last] = [url.strip() for url in text.split(",") if url.strip()] if last == "allowed_urls" else text
     tree |= {name: value for name, value in (changes or {}).items() if value is not None}
     try:
         return ServiceSettings.model_validate(tree)
     except ValidationError as error:
         raise InvalidInputError("settings: " + explain(error)) from None
+
+
+def _given(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that set something, those with the name of a file replaced by what it holds."""
+    given: dict[str, str] = {}
+    for name, text in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        setting = name.removesuffix(FILE_SUFFIX)
+        if setting != name:
+            if setting in environment:
+                raise InvalidInputError(f"{setting} and {name} are both set; leave one out")
+            try:
+                text = Path(text).read_text("utf-8").strip()
+            except (OSError, ValueError) as error:
+                raise InvalidInputError(f"{name} names {text}, which cannot be read: {error}") from None
+        given[setting] = text
+    return given
 
 
 def open_ledger(store: str) -> Ledger:

@@ -1,11 +1,9 @@
 """What strangers may try: tokens, names, URLs, archives, floods, TLS. The gateway refuses, and goes on."""
 
 import contextlib
-import datetime
 import gzip
 import hashlib
 import io
-import ipaddress
 import os
 import pickle
 import resource
@@ -27,11 +25,9 @@ import grpc
 import numpy as np
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from reference.certificates import Authority, write_pair
 from reference.gateway import Gateway, PlayedCoordinator, running, until
 
 from common.errors import ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError, UnavailableError
@@ -686,52 +682,9 @@ def test_gateway_outlives_a_flood(
 # TLS
 
 
-class Authority:
-    """A private certificate authority."""
-
-    def __init__(self, name: str) -> None:
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._certificate = self._signed(self._name, self._key, x509.BasicConstraints(ca=True, path_length=None))
-        self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
-
-    def issue(self, name: str) -> tuple[bytes, bytes]:
-        """Certificate and key, in PEM, for this machine."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._signed(subject, key, x509.BasicConstraints(ca=False, path_length=None))
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return certificate.public_bytes(serialization.Encoding.PEM), private
-
-    def _signed(self, subject: x509.Name, key: Any, constraints: x509.BasicConstraints) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(constraints, critical=True)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-
-
 @pytest.fixture(scope="module")
 def authority() -> Authority:
     return Authority("ours")
-
-
-def write_pair(folder: Path, pair: tuple[bytes, bytes]) -> dict[str, str]:
-    folder.mkdir(exist_ok=True)
-    (folder / "cert.pem").write_bytes(pair[0])
-    (folder / "key.pem").write_bytes(pair[1])
-    return {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
 
 
 def studies(gateway: Gateway, tls: Tls | None) -> list[pb.Study]:

@@ -5,7 +5,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from reference.ports import free_ports
 from reference.processes import descendants, environment_without_ray, kill_with_descendants
 from reference.redis_server import RedisServer
 
@@ -234,14 +234,3 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
         if time.monotonic() - start_s > timeout_s:
             raise TimeoutError(f"not within {timeout_s:g} s")
         time.sleep(_POLL_S)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for found in sockets:
-        found.bind(("127.0.0.1", 0))
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports

@@ -47,6 +47,16 @@ def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
     assert settings.quota_of("other") == settings.quota != Quota()
 
 
+def test_secret_comes_from_the_file_that_a_variable_names(tmp_path: Path) -> None:
+    secret = written(tmp_path / "store_url", "redis://metasearch:p@ss@redis:6379/0\n")
+    file = written(tmp_path / "a.toml", "store = 'sqlite:x'")
+    assert load_settings(file, environment={"METASEARCH_SERVICE_STORE_FILE": str(secret)}).store == (
+        "redis://metasearch:p@ss@redis:6379/0"
+    )
+    nested = {"METASEARCH_SERVICE_TLS__KEY_FILE": str(written(tmp_path / "key", "/etc/key.pem"))}
+    assert load_settings(environment=nested).tls.key == Path("/etc/key.pem")
+
+
 def test_json_is_what_the_settings_dump(tmp_path: Path) -> None:
     settings = ServiceSettings(listen="127.0.0.1:0", allowed_urls=("s3://a/",), quotas={"lab": Quota(max_queued=3)})
     file = written(tmp_path / "a.json", settings.model_dump_json())
@@ -81,6 +91,11 @@ def test_wrong_field_is_named(tmp_path: Path, text: str, words: list[str]) -> No
         ({"METASEARCH_SERVICE_DRAIN_S": "soon"}, ["drain_s", "soon"]),
         ({"METASEARCH_SERVICE_LISTN": "x"}, ["listn"]),
         ({"METASEARCH_SERVICE_ALLOWED_URLS": "s3://a/,b"}, ["allowed_urls", "'b'"]),
+        ({"METASEARCH_SERVICE_STORE_FILE": "/none"}, ["METASEARCH_SERVICE_STORE_FILE", "/none", "cannot be read"]),
+        (
+            {"METASEARCH_SERVICE_STORE_FILE": "/none", "METASEARCH_SERVICE_STORE": "sqlite:x"},
+            ["METASEARCH_SERVICE_STORE_FILE", "both set", "leave one out"],
+        ),
     ],
 )
 def test_wrong_variable_is_named(tmp_path: Path, environment: dict[str, str], words: list[str]) -> None:
