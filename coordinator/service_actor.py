@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.config import ClusterConfig
 from common.errors import MetaSearchError, UnavailableError
@@ -139,11 +140,21 @@ def _capacity(num_workers: int) -> str:
 def start_service_coordinator(settings: ServiceSettings, cluster: ClusterConfig) -> Any:
     """Starts the detached actor, or finds the one that is there.
 
+    It runs on the node of whoever calls this, which is not one of those with workers where these come and go; should
+    that node be lost, Ray starts it on another.
+
     Raises:
         MetaSearchError: it cannot be placed.
     """
     actor_class: Any = ray.remote(ServiceCoordinator)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 4, "lifetime": "detached", "get_if_exists": True}
+    options = {
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_concurrency": 4,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+    }
     try:
         return actor_class.options(name=ACTOR_NAME, namespace=NAMESPACE, **options).remote(settings, cluster)
     except ValueError as error:
