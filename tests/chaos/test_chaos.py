@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from chaos.deployment import COORDINATOR, NUM_WORKERS, TENANT, WORKER, Deployment
-from reference.audit import check_lineage, count_losses, undisturbed_digest
+from reference.audit import all_priors, check_lineage, count_losses, undisturbed_digest
 from reference.kept import wait_until
 from reference.load import Load
 from reference.redis_server import require_redis
@@ -199,6 +199,6 @@ def audit(deployment: Deployment, load_: Load, trained: pb.Job | None, folder: P
         )
         report["meta_train_versions"] = trained.meta_train_result.prior_version
         report["meta_train_sha256_equal"] = trained.meta_train_result.prior_sha256 == undisturbed
-        made = list(reversed(store.list_priors(TENANT, "train", 1000, "").items))
+        made = list(reversed(all_priors(store, TENANT, "train")))
         assert [pointer.version for pointer in made] == list(range(ROUNDS + 1))
     return report

@@ -1,5 +1,6 @@
 """Jobs without end, as clients have them, and whether each of them was done once."""
 
+import functools
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 
 from common.errors import MetaSearchError, UnavailableError
 from coordinator.api.client import SearchClient
+from coordinator.api.requests import JobOptions
 from coordinator.api.stubs import search_pb2 as pb
 
 _INSISTENCE = 3
@@ -73,10 +75,12 @@ class Load:
                     "max_attempts": 100,
                 }
                 try:
-                    name = self._insist(lambda request=request: client.submit(self.study, "digits", **request)).name
+                    name = insist(
+                        lambda request=request: client.submit(self.study, "digits", **request), self.asked_again
+                    ).name
                     with self._lock:
                         self.names.append(name)
-                    ended = self._insist(lambda name=name: client.wait(name))
+                    ended = insist(functools.partial(client.wait, name), self.asked_again)
                 except MetaSearchError as error:
                     self.problems.append(f"client {number}: {error!r}")
                     return
@@ -85,12 +89,58 @@ class Load:
                 if ended.state != pb.JOB_STATE_SUCCEEDED:
                     self.problems.append(str(ended))
 
-    def _insist(self, call: Callable[[], pb.Job]) -> pb.Job:
-        """Asks again, in the same words, where the client's own patience did not do."""
-        for _ in range(_INSISTENCE):
-            try:
-                return call()
-            except UnavailableError as error:
-                with self._lock:
-                    self.asked_again.append(str(error))
-        return call()
+
+@dataclass
+class Training:
+    """A client that has a study's prior trained, a job after the other, until it is told to stop.
+
+    Attributes:
+        connect: makes the client.
+        study: `studies/{study}`.
+        rounds: of each job.
+        names: of the jobs, as they were submitted.
+        asked_again: errors after which the client had to ask again.
+    """
+
+    connect: Callable[[], SearchClient]
+    study: str
+    rounds: int
+    names: list[str] = field(default_factory=list)
+    asked_again: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._enough = threading.Event()
+        self._last: pb.Job | BaseException | None = None
+        self._thread = threading.Thread(target=self._client, daemon=True)
+        self._thread.start()
+
+    def finish(self, timeout_s: float) -> tuple[int, str]:
+        """Waits for the job that runs; returns the last version and its SHA-256."""
+        self._enough.set()
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive(), f"{self.names[-1]} still runs"
+        assert isinstance(self._last, pb.Job), self._last
+        assert self._last.state == pb.JOB_STATE_SUCCEEDED, self._last
+        return self._last.meta_train_result.prior_version, self._last.meta_train_result.prior_sha256
+
+    def _client(self) -> None:
+        try:
+            with self.connect() as client:
+                while not self._enough.is_set():
+                    until = self.rounds * (len(self.names) + 1)
+                    options: JobOptions = {"request_id": str(uuid.uuid4()), "max_attempts": 100}
+                    submit = functools.partial(client.meta_train, self.study, until, **options)
+                    self.names.append(insist(submit, self.asked_again).name)
+                    self._last = insist(functools.partial(client.wait, self.names[-1]), self.asked_again)
+        except MetaSearchError as error:
+            self._last = error
+
+
+def insist(call: Callable[[], pb.Job], asked_again: list[str]) -> pb.Job:
+    """Asks again, in the same words, where the client's own patience did not do."""
+    for _ in range(_INSISTENCE):
+        try:
+            return call()
+        except UnavailableError as error:
+            asked_again.append(str(error))
+    return call()
