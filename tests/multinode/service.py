@@ -32,10 +32,13 @@ DETECTION = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "4",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 """How soon Ray takes a silent host for lost."""
+_HEAD_IS_MISSED_S = {False: 20, True: 120}
+"""How long hosts wait for a head: one that comes back is a new cluster, or, where its state survives, the same."""
 _RAY_PORT, _REDIS_PORT, _GATEWAY_PORT = 6379, 6379, 7171
+_AGENT_PORTS = ("metrics-export", "runtime-env-agent", "dashboard-agent-grpc", "dashboard-agent-listen")
+_FIRST_AGENT_PORT = 52365
 _STARTS_WITHIN_S = 240.0
 
 
@@ -59,6 +62,7 @@ class HostedService(KeptProcesses):
             CACHE_VARIABLE: "/tmp/ray/images",  # every host has its own
             **{name: value for name, value in os.environ.items() if name == "RAY_worker_niceness"},
             **DETECTION,
+            "RAY_gcs_rpc_server_reconnect_timeout_s": str(_HEAD_IS_MISSED_S[head_survives]),
         }
         redis_address = f"{self.hosts[STORE].address}:{_REDIS_PORT}"
         if head_survives:
@@ -86,20 +90,17 @@ class HostedService(KeptProcesses):
         metasearch = (sys.executable, "-m", "coordinator.cli")
         self._start(GATEWAY, "gateway", (*metasearch, "serve", "--settings", str(self._file)))
         self.keep()
-        for name in GPU_HOSTS:
-            self.start_gpu_host(name)
         self.store = wait_for_store(self.settings.store)
-        wait_until(lambda: bool(self.hosts[HEAD].pids(RAYLET)), _STARTS_WITHIN_S)
+        self._wait_for_ray("ray-head")
+        for name in GPU_HOSTS:  # one after the other: Ray gives up on processes that take long to start
+            join = self._ray_command(name, f"--address={self.ray_address}", "--num-cpus=1", "--num-gpus=1")
+            self._start(name, f"ray-{name}", join)
+            self._wait_for_ray(f"ray-{name}")
         options = ("--gpus-per-worker", "1", "--task-timeout-s", "25", "--drain")
         coordinate = (*metasearch, "coordinate", "--settings", str(self._file), "--address", self.ray_address, *options)
         self._start(HEAD, "supervisor", coordinate)
         wait_until(self.is_whole, _STARTS_WITHIN_S)
         wait_until(self.answers, _STARTS_WITHIN_S)
-
-    def start_gpu_host(self, name: str) -> None:
-        """Has a GPU host join the cluster, and join again whenever it was lost."""
-        command = self._ray_command(name, f"--address={self.ray_address}", "--num-cpus=1", "--num-gpus=1")
-        self._start(name, f"ray-{name}", command)
 
     def is_whole(self) -> bool:
         """Whether a coordinator is in charge that has a worker on each GPU host."""
@@ -156,10 +157,17 @@ class HostedService(KeptProcesses):
     def _start(self, host: str, name: str, command: Sequence[str]) -> None:
         self.start_process(name, self.hosts[host].command(*command))
 
+    def _wait_for_ray(self, name: str) -> None:
+        log = self.network.folder / "shared" / "logs" / f"{name}.log"
+        wait_until(lambda: "Ray runtime started" in log.read_text(), _STARTS_WITHIN_S)
+
     def _ray_command(self, host: str, *options: str) -> list[str]:
         return [
             *(str(BIN / "ray"), "start", "--block", "--disable-usage-stats"),
-            *(f"--node-ip-address={self.hosts[host].address}", "--object-store-memory=200000000", *options),
+            *(f"--node-ip-address={self.hosts[host].address}", "--object-store-memory=200000000"),
+            # Ports that it need not wait for: a raylet ends when its agents have not told it theirs after 15 s.
+            *(f"--{name}-port={port}" for port, name in enumerate(_AGENT_PORTS, _FIRST_AGENT_PORT)),
+            *options,
         ]
 
     def _redis_command(self) -> list[str]:
