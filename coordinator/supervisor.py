@@ -25,6 +25,47 @@ _STARTING_S = 60.0
 _LOOK_S = 0.5
 _RECONNECT_S = 2.0
 
+SILENT, AWAY = "silent", "away"
+"""States of a coordinator that says nothing: asked without an answer; not there to be asked, for Ray is starting it."""
+
+
+class Vigil:
+    """Judges whether the coordinator lives: by its beats, and by what it says of itself.
+
+    One that ran and falls silent hangs, or its host is cut off: it gets the patience of a running one. One that Ray is
+    starting, or starting again, gets more.
+
+    Args:
+        patience_s: without a beat, of one that runs.
+        starting_s: the same of one that starts.
+        now_s: seconds of a monotonic clock.
+    """
+
+    def __init__(self, patience_s: float, starting_s: float, now_s: float) -> None:
+        self._patience_s = patience_s
+        self._starting_s = starting_s
+        self._beats = -1
+        self.renew(now_s)
+
+    def renew(self, now_s: float) -> None:
+        """Another coordinator, or whether it beats cannot be seen: the time counts anew."""
+        self._alive_s = now_s
+        self._has_run = False
+
+    def is_over(self, state: str, beats: int, now_s: float) -> bool:
+        """Whether the coordinator has to be replaced.
+
+        Args:
+            state: that it says it is in; `SILENT` where it says nothing, `AWAY` where Ray has none that could.
+            beats: how many there were, of all coordinators so far.
+            now_s: seconds of the clock.
+        """
+        if state != SILENT:
+            self._has_run = state not in (AWAY, "starting")
+        if beats != self._beats:
+            self._beats, self._alive_s = beats, now_s
+        return now_s - self._alive_s > (self._patience_s if self._has_run else self._starting_s)
+
 
 class Supervisor:
     """Watches over the coordinator actor.
@@ -85,41 +126,40 @@ class Supervisor:
 
     def _watch(self) -> None:
         store: JobStore | None = None
-        beats, alive_s = -1, time.monotonic()
         patience_s = _MISSED_BEATS * self._settings.beat_s
+        vigil = Vigil(patience_s, max(patience_s, _STARTING_S), time.monotonic())
         try:
             while not self._stop.wait(_LOOK_S):
                 self._handle = start_service_coordinator(self._settings, self._cluster)
-                status = self._status()
-                now_s = time.monotonic()
+                state = self._state()
                 # One that was superseded is left alone for as long as the other beats: to replace it would start a
                 # war of two clusters over one store, in which no job ever ends.
-                if status is not None and status["state"] in ("failed", "drained"):
-                    self._replace(f"it is {status['state']}")
-                    alive_s = now_s
+                if state in ("failed", "drained"):
+                    self._replace(f"it is {state}")
+                    vigil.renew(time.monotonic())
                     continue
                 try:
                     store = store or JobStore(open_ledger(self._settings.store))
-                    found, _ = store.last_beat()
+                    beats, _ = store.last_beat()
                 except UnavailableError as error:
                     self._log.warning("%s", error)
-                    store, alive_s = None, now_s  # whether it beats cannot be seen
+                    store = None
+                    vigil.renew(time.monotonic())
                     continue
-                if found != beats:
-                    beats, alive_s = found, now_s
-                starting = status is None or status["state"] == "starting"
-                if now_s - alive_s > (max(patience_s, _STARTING_S) if starting else patience_s):
-                    self._replace(f"it has not beaten for {now_s - alive_s:.0f} s")
-                    alive_s = now_s
+                if vigil.is_over(state, beats, time.monotonic()):
+                    self._replace(f"it does not beat, and is {state}")
+                    vigil.renew(time.monotonic())
         finally:
             if store is not None:
                 store.ledger.close()
 
-    def _status(self) -> Any:
+    def _state(self) -> str:
         try:
-            return ray.get(self._handle.status.remote(), timeout=_STATUS_TIMEOUT_S)
-        except (GetTimeoutError, RayError):
-            return None
+            return str(ray.get(self._handle.status.remote(), timeout=_STATUS_TIMEOUT_S)["state"])
+        except GetTimeoutError:
+            return SILENT
+        except RayError:
+            return AWAY
 
     def _replace(self, reason: str) -> None:
         self._log.warning("the coordinator is replaced: %s", reason)
@@ -138,8 +178,7 @@ class Supervisor:
         self._handle.drain.remote()
         until_s = time.monotonic() + self._settings.drain_s
         while time.monotonic() < until_s:
-            status = self._status()
-            if status is None or status["state"] != "running":
+            if self._state() != "running":
                 break
             time.sleep(0.1)
         ray.kill(self._handle, no_restart=True)

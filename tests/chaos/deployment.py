@@ -4,18 +4,14 @@ in production: processes that end are started again."""
 import ctypes
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 
+from reference.kept import KeptProcesses, wait_until
 from reference.ports import free_ports
-from reference.processes import descendants, environment_without_ray, kill_with_descendants
+from reference.processes import environment_without_ray
 from reference.redis_server import RedisServer
 
 from common.errors import MetaSearchError, UnavailableError
@@ -29,10 +25,9 @@ NUM_WORKERS = 2
 WORKER, COORDINATOR = "ray::SearchWorker", "ray::ServiceCoordinator"
 TENANT = "lab"
 _EXCHANGE = 2
-_POLL_S = 0.05
 
 
-class Deployment:
+class Deployment(KeptProcesses):
     """Redis, a Ray cluster, two gateways, a supervisor; the coordinator and the workers are theirs.
 
     Args:
@@ -50,13 +45,9 @@ class Deployment:
         for name in ("redis", "artifacts", "ray", "logs"):
             (self.folder / name).mkdir()
         # Everything listens on the loopback only, so Ray needs no token.
-        self._environment = environment_without_ray()
-        self._environment |= {"RAY_AUTH_MODE": "disabled", **(ray_environment or {})}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._commands: dict[str, Sequence[str]] = {}
-        self._resting: set[str] = set()
-        self._lock = threading.RLock()
-        self.num_restarts = 0
+        super().__init__(
+            self.folder / "logs", environment_without_ray() | {"RAY_AUTH_MODE": "disabled", **(ray_environment or {})}
+        )
         self.redis = RedisServer(self.folder / "redis", "always")
         self.settings = ServiceSettings(
             store=self.redis.url,
@@ -92,14 +83,12 @@ class Deployment:
             *(f"--dashboard-agent-listen-port={ports[4]}", f"--dashboard-agent-grpc-port={ports[5]}"),
             *(f"--runtime-env-agent-port={ports[6]}", f"--metrics-export-port={ports[7]}"),
         ]
-        self._stopping = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
 
     def start(self, timeout_s: float = 90.0) -> None:
         """Starts everything; returns once a coordinator is in charge and gateways answer."""
         for name in ("ray", "gateway-a", "gateway-b"):
             self.start_process(name)
-        self._keeper.start()
+        self.keep()
         wait_until(lambda: any("raylet" in name for name in self.names_below("ray").values()), timeout_s)
         self.start_process("supervisor")
         wait_until(lambda: self.store.epoch() > 0 and len(self.pids(WORKER)) == NUM_WORKERS, timeout_s)
@@ -108,12 +97,7 @@ class Deployment:
 
     def close(self) -> None:
         """Ends everything that was started here, and nothing else."""
-        self._stopping.set()
-        if self._keeper.is_alive():
-            self._keeper.join()
-        for process in self._processes.values():
-            kill_with_descendants(process)
-            process.wait()
+        super().close()
         self.store.ledger.close()
         self.redis.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -134,76 +118,13 @@ class Deployment:
 
     # Processes
 
-    def start_process(self, name: str) -> None:
-        """Starts one of the processes that are kept up."""
-        with self._lock, (self.folder / "logs" / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                self._commands[name],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=self._environment,
-            )
-            self._resting.discard(name)
-
-    def kill(self, name: str) -> None:
-        """SIGKILL; it will be started again."""
-        self._processes[name].kill()
-
     def kill_cluster(self) -> None:
-        """SIGKILL to all of Ray at once: the whole cluster is lost, and a new one comes up."""
-        with self._lock:
-            kill_with_descendants(self._processes["ray"])
-
-    def replace_gracefully(self, name: str, timeout_s: float) -> int:
-        """SIGTERM, waits for its end, starts it again; returns its exit code."""
-        code = self.stop_gracefully(name, timeout_s)
-        self.start_process(name)
-        return code
-
-    def stop_gracefully(self, name: str, timeout_s: float) -> int:
-        """SIGTERM, and waits for its end; nothing starts it again but `start_process`. Returns its exit code."""
-        with self._lock:
-            self._resting.add(name)
-        process = self._processes[name]
-        process.send_signal(signal.SIGTERM)
-        return process.wait(timeout_s)
+        """All of Ray is lost at once, and a new cluster comes up."""
+        self.kill_all_of("ray")
 
     def pids(self, title: str) -> list[int]:
         """Processes below Ray whose title begins so."""
         return sorted(pid for pid, name in self.names_below("ray").items() if name.startswith(title))
-
-    def names_below(self, name: str) -> Mapping[int, str]:
-        """Titles of the living processes below one."""
-        found: dict[int, str] = {}
-        for pid in descendants(self._processes[name].pid):
-            with suppress(OSError):
-                title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if title:  # a zombie has none
-                    found[pid] = title
-        return found
-
-    def log(self, name: str) -> str:
-        """All that a process has said."""
-        return (self.folder / "logs" / f"{name}.log").read_text(errors="replace")
-
-    def logs(self) -> str:
-        """The last lines of each log, for a test that failed."""
-        parts = []
-        for path in sorted((self.folder / "logs").iterdir()):
-            lines = path.read_text(errors="replace").splitlines()
-            parts.append(f"--- {path.name}\n" + "\n".join(lines[-15:]))
-        return "\n".join(parts)
-
-    def _keep(self) -> None:
-        while not self._stopping.wait(_POLL_S):
-            with self._lock:
-                for name, process in list(self._processes.items()):
-                    if process.poll() is not None and name not in self._resting and not self._stopping.is_set():
-                        self.num_restarts += 1
-                        kill_with_descendants(process)
-                        self.start_process(name)
 
     # Storage
 
@@ -222,15 +143,3 @@ class Deployment:
             return self.store.ledger.counter("finished/succeeded")
         except UnavailableError:
             return -1
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
-    """Waits, and returns for how long."""
-    start_s = time.monotonic()
-    while True:
-        with suppress(UnavailableError):
-            if condition():
-                return time.monotonic() - start_s
-        if time.monotonic() - start_s > timeout_s:
-            raise TimeoutError(f"not within {timeout_s:g} s")
-        time.sleep(_POLL_S)

@@ -7,33 +7,20 @@ import json
 import os
 import random
 import signal
-import threading
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
-from chaos.deployment import COORDINATOR, NUM_WORKERS, TENANT, WORKER, Deployment, wait_until
+from chaos.deployment import COORDINATOR, NUM_WORKERS, TENANT, WORKER, Deployment
+from reference.audit import all_priors, check_lineage, count_losses, undisturbed_digest
+from reference.kept import wait_until
+from reference.load import Load
 from reference.redis_server import require_redis
 
-from common.artifacts import PriorStore
-from common.errors import MetaSearchError, UnavailableError
-from common.limits import Limits
 from common.loading import load
-from common.messages import JobRequest
-from common.meta.prior import initial_prior
-from coordinator import outer, study
 from coordinator.api.stubs import search_pb2 as pb
-from coordinator.jobs import AdaptSpec, JobState
-from coordinator.local import LocalExecutor
-from workers.device import choose_device
-from workers.job import run_job
-from workers.runner import TaskRunner
 
 LONG = os.environ.get("METASEARCH_CHAOS") == "long"
 SEED = int(os.environ.get("METASEARCH_CHAOS_SEED", "0"))
@@ -44,7 +31,6 @@ PAUSE_S = 20.0 if LONG else 3.0
 BLOCKED_S = 10.0 if LONG else 2.0
 EACH = 3 if LONG else 1
 RECOVERY_TIMEOUT_S = 180.0
-_INSISTENCE = 3
 RARE = ("coordinator hangs", "cluster lost")
 """Once, in the long form."""
 SETTINGS = ["network.channels=2", "families.0.tasks_per_round=2", "inner.steps=1", "checkpoint.keep_last=1000"]
@@ -70,77 +56,11 @@ def deployment(shared_image_cache: Path) -> Iterator[Deployment]:
         deployment.close()
 
 
-@dataclass
-class Load:
-    """Clients that submit a job, follow it to its end, and submit the next one, until they are told to stop."""
-
-    deployment: Deployment
-    min_jobs: int
-    names: list[str] = field(default_factory=list)
-    states: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    asked_again: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._enough = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._client, args=(n,), daemon=True) for n in range(NUM_CLIENTS)]
-        for thread in self._threads:
-            thread.start()
-
-    def finish(self, timeout_s: float) -> None:
-        """No more jobs than are needed; waits for those that run."""
-        self._enough.set()
-        until_s = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(until_s - time.monotonic(), 0.1))
-        assert not any(thread.is_alive() for thread in self._threads), f"clients still wait; {self.states}"
-        assert not self.problems, self.problems
-
-    def _client(self, number: int) -> None:
-        choices = random.Random(f"{SEED}/{number}")
-        with self.deployment.client() as client:
-            while not self._enough.is_set() or len(self.names) < self.min_jobs:
-                request = {
-                    "num_ways": 3,
-                    # Most are over at once; some are long enough to be at work when something is killed.
-                    "steps": choices.choice((1, 1, 2, 2, 20)),
-                    "train_per_class": 8,
-                    "test_per_class": 4,
-                    "seed": choices.randrange(1000),
-                    "contribute": choices.random() < 0.15,
-                    "request_id": str(uuid.uuid4()),
-                    "max_attempts": 100,
-                }
-                try:
-                    name = self._insist(lambda request=request: client.submit(ADAPT, "digits", **request)).name
-                    with self._lock:
-                        self.names.append(name)
-                    ended = self._insist(lambda name=name: client.wait(name))
-                except MetaSearchError as error:
-                    self.problems.append(f"client {number}: {error!r}")
-                    return
-                with self._lock:
-                    self.states[pb.JobState.Name(ended.state)] += 1
-                if ended.state != pb.JOB_STATE_SUCCEEDED:
-                    self.problems.append(str(ended))
-
-    def _insist(self, call: Callable[[], pb.Job]) -> pb.Job:
-        """Asks again, in the same words, where the client's own patience did not do."""
-        for _ in range(_INSISTENCE):
-            try:
-                return call()
-            except UnavailableError as error:
-                with self._lock:
-                    self.asked_again.append(str(error))
-        return call()
-
-
 def test_nothing_is_lost_and_nothing_done_twice_whatever_is_killed(deployment: Deployment, tmp_path: Path) -> None:
     start_s = time.monotonic()
     with deployment.client() as client:
         train = client.meta_train(TRAIN, max_attempts=100)
-    load_ = Load(deployment, MIN_JOBS)
+    load_ = Load(deployment.client, ADAPT, MIN_JOBS, NUM_CLIENTS, SEED)
     wait_until(lambda: deployment.num_finished() > 0, 90)
     faults = faults_of(deployment)
     order = [name for name in faults for _ in range(1 if name in RARE else EACH)]
@@ -166,7 +86,7 @@ def test_nothing_is_lost_and_nothing_done_twice_whatever_is_killed(deployment: D
 
 
 def test_a_rolling_restart_under_load_loses_and_duplicates_nothing(deployment: Deployment, tmp_path: Path) -> None:
-    load_ = Load(deployment, 20)
+    load_ = Load(deployment.client, ADAPT, 20, NUM_CLIENTS, SEED)
     started_s = time.monotonic()
     for name, port in zip(("gateway-a", "gateway-b"), deployment.gateway_ports, strict=True):
         assert deployment.replace_gracefully(name, 40) == 0
@@ -261,75 +181,24 @@ def kill_cluster(deployment: Deployment) -> Callable[[], bool]:
 
 
 def audit(deployment: Deployment, load_: Load, trained: pb.Job | None, folder: Path) -> dict[str, object]:
-    """Counts what must be zero. Every prior that a contribution made is made again here, from the one before."""
+    """Counts what must be zero, and makes every prior of a contribution again."""
     store = deployment.store
-    jobs = {job.name: job for job in store.list_jobs(TENANT, "adapt", 1000, "").items}
-    assert len(set(load_.names)) == len(load_.names) and set(load_.names) <= set(jobs)
-    succeeded = {
-        name: sum(view.job.state is JobState.SUCCEEDED for view in store.events(job.job_id, 0))
-        for name, job in jobs.items()
-    }
-    pointers = list(reversed(store.list_priors(TENANT, "adapt", 1000, "").items))
-    contributions = [job.job_id for job in jobs.values() if isinstance(job.spec, AdaptSpec) and job.spec.contribute]
-    makers = [pointer.made_by for pointer in pointers[1:]]
-    assert [pointer.version for pointer in pointers] == list(range(len(pointers)))
-    assert set(makers) <= set(contributions)
-    report: dict[str, object] = {
-        "jobs": len(jobs),
-        "attempts": sum(job.attempt for job in jobs.values()),
-        "failures": sum(job.failures for job in jobs.values()),
-        "jobs_lost": sum(job.state is not JobState.SUCCEEDED for job in jobs.values()),
-        "jobs_unasked_for": len(jobs) - len(load_.names) if trained is not None else 0,
-        "results_duplicated": sum(count > 1 for count in succeeded.values()),
-        "updates": len(makers),
-        "updates_lost": len(set(contributions) - set(makers)),
-        "updates_applied_twice": len(makers) - len(set(makers)),
+    report: dict[str, object] = {**count_losses(store, TENANT, "adapt", load_.names)}
+    report |= {
+        "jobs_unasked_for": int(str(report["jobs"])) - len(load_.names) if trained is not None else 0,
         "clients_asked_again": load_.asked_again,
         "epochs": store.epoch(),
         "processes_restarted": deployment.num_restarts,
     }
     assert report["jobs_unasked_for"] == report["updates_lost"] == 0
     assert store.counts([TENANT])[TENANT]["queued"] == store.counts([TENANT])[TENANT]["running"] == 0
-    check_lineage(deployment, folder / "lineage")
-    for job in jobs.values():
-        assert job.result is not None
-        files = Path(str(job.result["url"]).removeprefix("file://"))
-        assert (files / "manifest.json").is_file(), f"{job.name} has no results"
+    check_lineage(store, TENANT, "adapt", load("smoke", SETTINGS, environment={}), folder / "lineage")
     if trained is not None:
-        config = load("smoke", [*SETTINGS, f"rounds={ROUNDS}"], environment={})
-        undisturbed = PriorStore(folder / "undisturbed")
-        prior = study.run(
-            study.begin(undisturbed, config), config, LocalExecutor(choose_device()), undisturbed, [], time.monotonic
+        undisturbed = undisturbed_digest(
+            load("smoke", [*SETTINGS, f"rounds={ROUNDS}"], environment={}), folder / "undisturbed"
         )
         report["meta_train_versions"] = trained.meta_train_result.prior_version
-        report["meta_train_sha256_equal"] = trained.meta_train_result.prior_sha256 == prior.digest()
-        made = list(reversed(store.list_priors(TENANT, "train", 1000, "").items))
+        report["meta_train_sha256_equal"] = trained.meta_train_result.prior_sha256 == undisturbed
+        made = list(reversed(all_priors(store, TENANT, "train")))
         assert [pointer.version for pointer in made] == list(range(ROUNDS + 1))
     return report
-
-
-def check_lineage(deployment: Deployment, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store, config = deployment.store, load("smoke", SETTINGS, environment={})
-    runner, prior = TaskRunner(choose_device()), initial_prior(config)
-    for pointer in reversed(store.list_priors(TENANT, "adapt", 1000, "").items):
-        if pointer.version:
-            spec = store.get_job(TENANT, "adapt", pointer.made_by).job.spec
-            assert isinstance(spec, AdaptSpec)
-            request = JobRequest(
-                job_id=pointer.made_by,
-                attempt=1,
-                choice=spec.choice,
-                file=None,
-                config=config,
-                inner=config.adapt.model_copy(update={"steps": spec.steps}),
-                version=prior.version,
-                derivation=spec.derivation,
-                limits=Limits(),
-                result_url=str(folder / str(pointer.version)),
-                returns_update=True,
-            )
-            update = run_job(runner, prior, request).update
-            assert update is not None
-            prior = outer.step(prior, [update], config)
-        assert pointer.digest == prior.digest(), f"version {pointer.version}"

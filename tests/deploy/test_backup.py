@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chaos.deployment import BIN, TENANT, Deployment, wait_until
+from chaos.deployment import BIN, TENANT, Deployment
 from contracts.invariants import check_invariants
+from reference.kept import wait_until
 from reference.redis_server import require_redis
 
 from coordinator.api.stubs import search_pb2 as pb

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chaos.deployment import NUM_WORKERS, TENANT, WORKER, Deployment, free_ports, wait_until
+from chaos.deployment import NUM_WORKERS, TENANT, WORKER, Deployment
 from PIL import Image
+from reference.kept import wait_until
 from reference.monitoring import DEPLOY, alerts, compared, known_series, panel_queries
+from reference.ports import free_ports
 from reference.prometheus_server import PrometheusServer, require_prometheus
 from reference.redis_server import require_redis
 

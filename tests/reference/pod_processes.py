@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import typer
-from chaos.deployment import free_ports, wait_until
+from reference.kept import wait_until
 from reference.manifests import rendered
 from reference.pods import Pod, pods
+from reference.ports import free_ports
 from reference.processes import descendants, environment_without_ray, kill_with_descendants
 from reference.redis_server import RedisServer
 
