@@ -8,8 +8,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from chaos.deployment import wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from reference.kept import wait_until
 from reference.pod_processes import PodProcesses
 
 from coordinator.api.client import SearchClient, Tls
