@@ -32,8 +32,8 @@ class Workers(Protocol):
     """Where calls run."""
 
     @property
-    def num_workers(self) -> int:
-        """Workers that run."""
+    def max_workers(self) -> int:
+        """The most workers that there may be."""
         ...
 
 
@@ -165,7 +165,7 @@ class CallRun(Run):
         if outcome.error is not None:
             raise outcome.error
         if outcome.lost:
-            self.desk.send_back(self, outcome.lost, uses_attempt=True)
+            self.desk.send_back(self, outcome.lost, uses_attempt=outcome.uses_attempt)
             return
         self.found(outcome.result)
 
@@ -322,7 +322,7 @@ class TrainRun(Run):
             self.round = None
             return
         round_plan = plan(self.prior, self.config, self.catalogs.result())
-        bundles = bundled(round_plan.requests, self.config, desk.pool.num_workers)
+        bundles = bundled(round_plan.requests, self.config, desk.pool.max_workers)
         self.requests = {span_of(request.task_ids): request for request in bundles}
         desk.store.open_plan(
             desk.epoch,
@@ -361,7 +361,7 @@ class TrainRun(Run):
         if outcome.error is not None:
             raise outcome.error
         if outcome.lost:
-            self.attempts[name] += 1
+            self.attempts[name] += outcome.uses_attempt
             if self.attempts[name] >= max(self.config.cluster.max_attempts, _TASK_ATTEMPTS):
                 raise AdaptationError(
                     f"task {name} was started {self.attempts[name]} times without a result; the last time "

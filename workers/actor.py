@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from workers.turns import Turns
 
 STATUS_GROUP = "status"
 QUICK_GROUP = "quick"
+_REMEMBERED_CALLS = 16  # more than ever are at a worker
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class WorkerStatus:
         steps_done: inner steps of that task, epochs of a full network, or trials of a sweep that are over.
         interim: best found so far, for a job.
         metrics: of a sweep, see `Progress` in search.proto.
+        node_id: of the Ray node that it is on.
     """
 
     name: str
@@ -54,6 +57,7 @@ class WorkerStatus:
     steps_done: int
     interim: Interim | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    node_id: str = ""
 
 
 class SearchWorker:
@@ -72,6 +76,9 @@ class SearchWorker:
         self._task_id: str | None = None
         self._steps_done = 0
         self._interim: Interim | None = None
+        self._begun: deque[str] = deque(maxlen=_REMEMBERED_CALLS)
+        self._withdrawn: set[str] = set()
+        self._handing_over = threading.Event()
 
     def adapt(self, request: AdaptRequest, prior: Prior) -> AdaptResult:
         """Adapts the prior to one task."""
@@ -105,7 +112,7 @@ class SearchWorker:
                 self._note_interim(Interim(progress.epochs_done, progress.last.accuracy, request.genotype))
 
         with self._at_work_on(request.job_id):
-            return run_evaluation(request, self._runner.device, note)
+            return run_evaluation(request, self._runner.device, note, self._handing_over.is_set)
 
     @ray.method(concurrency_group=QUICK_GROUP)
     def few_shot(self, request: FewShotRequest, prior: Prior) -> JobResult:
@@ -118,11 +125,44 @@ class SearchWorker:
         """What the worker is doing right now."""
         with self._lock:
             device = str(self._runner.device)
-            return WorkerStatus(self._name, os.getpid(), device, self._task_id, self._steps_done, self._interim)
+            return WorkerStatus(
+                self._name,
+                os.getpid(),
+                device,
+                self._task_id,
+                self._steps_done,
+                self._interim,
+                node_id=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
+            )
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def withdraw(self, call_id: str) -> bool:
+        """Calls off a call that waits here, so that another worker can have it.
+
+        Args:
+            call_id: Ray's id of the call.
+
+        Returns:
+            Whether it had not begun, and never will.
+        """
+        with self._lock:
+            if call_id in self._begun:
+                return False
+            self._withdrawn.add(call_id)
+            return True
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def hand_over(self) -> None:
+        """The worker is about to be taken away: work that stores checkpoints stops at its next step."""
+        self._handing_over.set()
 
     @contextmanager
     def _at_work_on(self, task_id: str) -> Iterator[None]:
+        call_id = (ray.get_runtime_context().get_task_id() if ray.is_initialized() else None) or ""
         with self._lock:
+            if call_id in self._withdrawn:
+                raise AdaptationError(f"{task_id} was called off before it began")
+            self._begun.append(call_id)
             self._task_id = task_id
         try:
             with self._turns.long():

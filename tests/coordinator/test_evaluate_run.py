@@ -18,6 +18,7 @@ from common.space.released import DARTS_V2
 from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import EvaluateSpec, FailureReason, Job, JobState
+from coordinator.scaling import Load
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Quota, Study
@@ -46,6 +47,7 @@ class OneWorker:
 
     gpus_per_worker = 0.0
     num_workers = 1
+    max_workers = 1
 
     def __init__(self) -> None:
         self.waiting: list[tuple[str, EvaluateRequest]] = []
@@ -57,6 +59,9 @@ class OneWorker:
     @property
     def num_pending(self) -> int:
         return len(self.waiting)
+
+    def expect(self, load: Load) -> None:
+        assert load == Load(), "all the workers that there may be are there"
 
     def submit(self, key: str, request: Any, prior: Any) -> None:
         assert prior is None and isinstance(request, EvaluateRequest)

@@ -15,6 +15,7 @@ from common.sweep_plan import Architectures, SweepPlan, sweep_recipe
 from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import Job, JobState, SweepSpec
+from coordinator.scaling import Load
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Quota, Study
@@ -30,6 +31,7 @@ class PlayedPool:
 
     gpus_per_worker = 0.0
     num_workers = 2
+    max_workers = 2
     num_pending = 0
 
     def __init__(self) -> None:
@@ -37,6 +39,9 @@ class PlayedPool:
         self.all: list[SweepRequest] = []
         self.outcomes: list[Outcome] = []
         self.statuses: list[WorkerStatus] = []
+
+    def expect(self, load: Load) -> None:
+        assert load == Load(), "all the workers that there may be are there"
 
     def submit(self, key: str, request: Any, prior: Any) -> None:
         assert prior is None
