@@ -2,10 +2,15 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
+
 from coordinator.calls import PendingCall
+from workers.actor import WorkerStatus
 
 
 @dataclass
@@ -19,7 +24,8 @@ class HeldWorker:
     at `restart_at_s`.
 
     `withdrawal` is a question to it, whether it lets go of a call that it has not begun, and that call. `leaves_at_s`
-    is the time at which its node is taken away; `math.inf` of a node that waits for it.
+    is the time at which its node is taken away; `math.inf` of a node that waits for it. `is_placed` says whether its
+    node was seen among those of the cluster.
     """
 
     name: str
@@ -32,6 +38,7 @@ class HeldWorker:
     quick: deque[tuple[Any, PendingCall, float]] = field(default_factory=deque)
     withdrawal: tuple[Any, Any] | None = None
     leaves_at_s: float | None = None
+    is_placed: bool = False
 
     @property
     def is_idle(self) -> bool:
@@ -101,3 +108,16 @@ def spare(workers: list[HeldWorker], number: int) -> list[HeldWorker]:
     idle = [worker for worker in workers if worker.is_idle]
     idle.sort(key=lambda worker: (not worker.is_starting, at_work[worker.node_id], worker.node_id or ""))
     return idle[: max(number, 0)]
+
+
+def statuses_of(handles: Sequence[Any], timeout_s: float) -> list[WorkerStatus]:
+    """What those actors that answer in time are doing."""
+    refs = [handle.status.remote() for handle in handles]
+    ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+    found = []
+    for ref in ready:
+        try:
+            found.append(ray.get(ref))
+        except RayActorError:
+            continue
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError
@@ -20,7 +20,7 @@ from common.messages import (
 from common.meta.prior import Prior
 from coordinator.calls import Call, Outcome, PendingCall, exhausted
 from coordinator.cluster import cause_of
-from coordinator.held_worker import HeldWorker, spare
+from coordinator.held_worker import HeldWorker, spare, statuses_of
 from coordinator.launcher import Launcher
 from coordinator.nodes import Nodes, was_taken_away
 from coordinator.prior_refs import PriorRefs
@@ -153,6 +153,12 @@ class RayPool:
             worker.leave(self._now_s(), left_s)
             self._workers.remove(worker)
             self._leaving.append(worker)
+        for worker in list(self._workers):
+            is_there = worker.node_id in nodes.resources
+            if worker.is_placed and not is_there and worker.is_idle:  # one with calls is found out by these
+                self._logger.warning("%s is replaced: its node is gone", worker.name)
+                self._swap(worker)
+            worker.is_placed = is_there
         if self._scaling is not None:
             load = Load(
                 self.num_pending + self._hosts.num_lent + self._queued.num_calls,
@@ -267,16 +273,8 @@ class RayPool:
 
     def status(self, timeout_s: float = _STATUS_TIMEOUT_S) -> list[WorkerStatus]:
         """What the workers that answer are doing."""
-        refs = [worker.handle.status.remote() for worker in self._everyone if not worker.is_starting]
-        refs += [handle.status.remote() for handle in self._hosts.handles]
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
-        found = []
-        for ref in ready:
-            try:
-                found.append(ray.get(ref))
-            except RayActorError:
-                continue
-        return found
+        running = [worker.handle for worker in self._everyone if not worker.is_starting]
+        return statuses_of([*running, *self._hosts.handles], timeout_s)
 
     def give_up(self) -> None:
         """Forgets all calls."""
