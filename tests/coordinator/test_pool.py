@@ -555,6 +555,25 @@ def test_what_a_worker_cannot_end_before_its_node_goes_is_lost_without_an_attemp
     assert pool.num_replaced == 0
 
 
+def test_a_worker_told_to_end_costs_no_attempt_of_what_it_was_given(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1)
+    for key, steps in (("at work", 200), ("behind it", 2)):
+        pool.submit(key, job(config, key, tmp_path, steps), prior)
+    os.kill(wait_until_at_work(pool, "at work").pid, signal.SIGTERM)
+    found: dict[str, Outcome] = {}
+    while len(found) < 2:
+        for key, outcome in collect(pool, 1).items():
+            if outcome.lost:
+                assert not outcome.uses_attempt
+                pool.submit(key, job(config, key, tmp_path), prior)
+            else:
+                found[key] = outcome
+    assert all(outcome.error is None for outcome in found.values())
+    assert pool.num_replaced == 0
+
+
 # Quick calls, which few-shot jobs make
 
 

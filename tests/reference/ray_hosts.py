@@ -51,8 +51,12 @@ class RayHosts:
 
     def __enter__(self) -> "RayHosts":
         try:
-            fixed = ("--head", "--include-dashboard=false", f"--port={self.port}", f"--temp-dir={self.folder / 'ray'}")
-            self._start_node("head", 0, *fixed, f"--ray-client-server-port={free_port()}", *self._head)
+            ports = (
+                f"--port={self.port}",
+                *(f"--{name}-port={free_port()}" for name in ("dashboard", "ray-client-server")),
+            )
+            folder = f"--temp-dir={self.folder / 'ray'}"
+            self._start_node("head", 0, "--head", "--include-dashboard=false", folder, *ports, *self._head)
             self._connect()
         except BaseException:
             self.__exit__()
