@@ -110,6 +110,19 @@ def spare(workers: list[HeldWorker], number: int) -> list[HeldWorker]:
     return idle[: max(number, 0)]
 
 
+def donors(workers: list[HeldWorker]) -> list[HeldWorker]:
+    """Workers to ask back for a call, so that none is without calls while another has some that it has not begun.
+
+    Those first whose work is youngest, as the calls behind it would wait longest.
+    """
+    running = [worker for worker in workers if not worker.is_starting and worker.leaves_at_s is None]
+    num_idle = sum(not worker.in_flight for worker in running)
+    num_idle -= sum(worker.withdrawal is not None for worker in workers)  # what is on its way
+    laden = [worker for worker in running if worker.withdrawal is None and len(worker.in_flight) > 1]
+    laden.sort(key=lambda worker: -worker.head_since_s)
+    return laden[: max(num_idle, 0)]
+
+
 def statuses_of(handles: Sequence[Any], timeout_s: float) -> list[WorkerStatus]:
     """What those actors that answer in time are doing."""
     refs = [handle.status.remote() for handle in handles]

@@ -20,7 +20,7 @@ from common.messages import (
 from common.meta.prior import Prior
 from coordinator.calls import Call, Outcome, PendingCall, exhausted
 from coordinator.cluster import cause_of
-from coordinator.held_worker import HeldWorker, spare, statuses_of
+from coordinator.held_worker import HeldWorker, donors, spare, statuses_of
 from coordinator.launcher import Launcher
 from coordinator.nodes import Nodes, was_taken_away
 from coordinator.prior_refs import PriorRefs
@@ -312,18 +312,8 @@ class RayPool:
             if not worker.in_flight:
                 worker.head_since_s = self._now_s()
             worker.in_flight.append((self._give(worker, call), call))
-        self._spread(running)
-
-    def _spread(self, running: list[HeldWorker]) -> None:
-        """Nothing waits: has those without calls take over what others have not begun."""
-        num_idle = sum(not worker.in_flight for worker in running)
-        num_idle -= sum(worker.withdrawal is not None for worker in self._everyone)
-        for worker in sorted(running, key=lambda worker: -worker.head_since_s):
-            if num_idle <= 0:
-                return
-            if worker.withdrawal is None and len(worker.in_flight) > 1:
-                worker.ask_back()
-                num_idle -= 1
+        for worker in donors(self._everyone):
+            worker.ask_back()
 
     def _let_go(self) -> list[Outcome]:
         """Workers that leave hand over what they have not begun, and end once that was all, or their time is up."""

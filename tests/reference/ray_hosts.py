@@ -120,7 +120,7 @@ class RayHosts:
                 return False
             return True
 
-        until(connected, 240.0)
+        until(connected, 600.0)
 
 
 class Host:
