@@ -94,6 +94,7 @@ class HeldWorker:
     def leave(self, now_s: float, left_s: float | None) -> None:
         """Its node is about to be taken away, in so many seconds."""
         self.leaves_at_s = math.inf if left_s is None else now_s + left_s
+        self.ask_back()  # first, or it would begin what is next
         self.handle.hand_over.remote()
 
 

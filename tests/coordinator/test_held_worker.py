@@ -112,8 +112,9 @@ def test_a_worker_with_one_call_is_asked_for_nothing():
 
 
 def test_a_worker_that_leaves_is_told_and_knows_until_when():
-    in_time, no_limit = worker("in time"), worker("no limit")
+    in_time, no_limit = worker("in time", "a", "b"), worker("no limit")
     in_time.leave(now_s=100.0, left_s=30.0)
     no_limit.leave(now_s=100.0, left_s=None)
     assert in_time.leaves_at_s == 130.0 and no_limit.leaves_at_s == float("inf")
-    assert in_time.handle.calls == [("hand_over", ())]
+    assert in_time.handle.calls == [("withdraw", ("b",)), ("hand_over", ())], "what it has not begun comes first"
+    assert no_limit.handle.calls == [("hand_over", ())]

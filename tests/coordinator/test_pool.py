@@ -32,7 +32,6 @@ from coordinator.nodes import Nodes
 from coordinator.outer import OuterStep
 from coordinator.pool import MAX_IN_FLIGHT, RayPool
 from coordinator.rounds import Result, plan
-from coordinator.scaling import Load, Scaling
 from workers.actor import WorkerStatus
 from workers.data.handful import Handful
 from workers.device import choose_device
@@ -64,11 +63,7 @@ def make_pool() -> Iterator[Callable[..., RayPool]]:
     def make(num_workers: int = 2, nodes: Callable[[], Nodes | None] = lambda: None, **cluster: object) -> RayPool:
         name = f"test-{os.getpid()}-{time.monotonic_ns()}"
         settings = ClusterConfig.model_validate({"task_timeout_s": 120.0, **cluster})
-        scaling = None if settings.max_workers is None else Scaling(settings)
-        log = logging.getLogger("test")
-        pools.append(
-            RayPool(name, num_workers, 0.0, settings, time.monotonic, log, scaling=scaling, nodes=nodes),
-        )
+        pools.append(RayPool(name, num_workers, 0.0, settings, time.monotonic, logging.getLogger("test"), nodes=nodes))
         return pools[-1]
 
     yield make
@@ -458,43 +453,6 @@ def test_a_pool_grows_and_shrinks_with_the_cluster(
     assert pool.num_replaced == 0
 
 
-def test_a_worker_without_work_takes_over_what_another_has_not_begun(
-    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
-) -> None:
-    pool = make_pool(2)
-    pool.submit("endless", job(config, "endless", tmp_path, ENDLESS), prior)
-    pid = wait_until_at_work(pool, "endless").pid
-    deadline_s = time.monotonic() + PATIENCE_S
-    while pool.num_workers < 2 and time.monotonic() < deadline_s:
-        assert pool.poll(0.05) == []
-    keys = {"first", "second", "third"}  # each worker can have two calls, so one of these is behind the endless one
-    for key in keys:
-        pool.submit(key, job(config, key, tmp_path), prior)
-    assert set(collect(pool, 3)) == keys
-    assert wait_until_at_work(pool, "endless").pid == pid and pool.num_replaced == 0
-
-
-def test_workers_of_a_range_come_with_work_and_go_once_there_was_none_for_a_while(
-    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
-) -> None:
-    full = Nodes({"elsewhere": {"CPU": 1.0}})
-    pool = make_pool(0, lambda: full, min_workers=0, max_workers=2, gpus_per_worker=0, idle_s=2.0)
-    assert pool.poll(0.0) == [] and pool.max_workers == 2
-    pool.expect(Load(num_calls=1))  # as of a job that is queued while there are no workers
-    pool.poll(0.0)
-    pool.expect(Load())
-    for key in ("one", "another"):
-        pool.submit(key, job(config, key, tmp_path), prior)
-    assert set(collect(pool, 2)) == {"one", "another"}
-    ended_s, deadline_s = time.monotonic(), time.monotonic() + PATIENCE_S
-    pool.poll(0.0)
-    assert len(pool.status(PATIENCE_S)) == 2
-    while pool.num_workers and time.monotonic() < deadline_s:
-        assert pool.poll(0.05) == []
-    assert pool.num_workers == 0 and time.monotonic() - ended_s > 1.9
-    assert pool.num_replaced == 0
-
-
 # A node that is about to be taken away: said to be, as this cluster has but one
 
 
@@ -538,21 +496,6 @@ def test_a_worker_that_has_to_leave_ends_what_it_works_on_and_hands_over_the_res
     pool.poll(0.0)
     (status,) = pool.status(PATIENCE_S)
     assert status.pid != pid and pool.num_replaced == 0, "it was at no fault"
-
-
-def test_what_a_worker_cannot_end_before_its_node_goes_is_lost_without_an_attempt(
-    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
-) -> None:
-    announced = Announced()
-    pool = make_pool(1, announced)
-    for key, steps in (("endless", ENDLESS), ("behind it", 2)):
-        pool.submit(key, job(config, key, tmp_path, steps), prior)
-    pid = wait_until_at_work(pool, "endless").pid
-    announced.node_of(pid, 1.0, pool)
-    found = collect(pool, 2)
-    assert found["endless"] == Outcome("endless", lost="the worker had to leave its node", uses_attempt=False)
-    assert found["behind it"].result.job_id == "behind it"
-    assert pool.num_replaced == 0
 
 
 def test_a_worker_told_to_end_costs_no_attempt_of_what_it_was_given(
