@@ -148,7 +148,17 @@ class ClusterConfig(Frozen):
     """Workers and what is done when one fails."""
 
     num_workers: int | None = Field(None, ge=1)
-    """Worker actors; where not given, one per GPU, else one single-threaded worker per CPU core."""
+    """Worker actors, always as many. Where neither this nor a range is given, all that the cluster has room for, as its
+    nodes come and go: one per GPU, else one single-threaded worker per CPU core."""
+    min_workers: int | None = Field(None, ge=0)
+    """With `max_workers`: workers that are kept without any work; 1 where not given. Few-shot jobs take seconds, so
+    they want one that is warm. With 0 a cluster may be left without nodes, and the next job waits for one."""
+    max_workers: int | None = Field(None, ge=1)
+    """Makes the number of workers a range: as many as there is work for, up to this, whether there is room for them or
+    not. Those that wait for room make Ray's autoscaler add nodes. Needs `gpus_per_worker`."""
+    idle_s: PositiveFloat = 60.0
+    """With `max_workers`: workers of which there was no need for so long are ended, so that an autoscaler can remove
+    their nodes."""
     gpus_per_worker: NonNegativeFloat | None = None
     """Where not given, 1 if the cluster has GPUs, else 0."""
     task_timeout_s: PositiveFloat = 3600.0
@@ -158,6 +168,37 @@ class ClusterConfig(Frozen):
     tasks_per_partial_sum: int = Field(4, ge=1)
     """Most tasks whose updates a worker adds up before it returns them, as one vector; a worker that dies loses no
     more. Fewer where workers would be idle, and 1 under rules that need every update. Results are the same."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.max_workers is None:
+            if self.min_workers is not None:
+                raise ValueError(f"min_workers is {self.min_workers}, the low end of a range; give max_workers too")
+            return self
+        if self.num_workers is not None:
+            raise ValueError(
+                f"num_workers is {self.num_workers} and max_workers {self.max_workers}; give num_workers for a fixed "
+                "number, or min_workers and max_workers for a range"
+            )
+        if self.least_workers > self.max_workers:
+            raise ValueError(f"min_workers is {self.least_workers}, max_workers {self.max_workers}; lower min_workers")
+        if self.gpus_per_worker is None:
+            raise ValueError(
+                f"max_workers is {self.max_workers}, gpus_per_worker is not given; a cluster whose nodes come and go "
+                "does not tell it: set gpus_per_worker, to 0 for workers without a GPU"
+            )
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """The low end of a range."""
+        return 1 if self.min_workers is None else self.min_workers
+
+    def with_workers(self, number: int) -> Self:
+        """The same with so many workers; with a range, one that ends there."""
+        if self.max_workers is None:
+            return self.model_copy(update={"num_workers": number})
+        return self.model_copy(update={"max_workers": number, "min_workers": min(self.least_workers, number)})
 
 
 class CheckpointConfig(Frozen):

@@ -215,8 +215,8 @@ UPDATES_REJECTED = _counter(
 )
 WORKERS = _gauge(
     "workers",
-    "Worker actors: that run, that wait for room or start, that there should be, that are lent to sweeps",
-    state=("running", "starting", "wanted", "lent"),
+    "Worker actors: that run, that wait for room or start, that there should be, that are lent to sweeps, that leave",
+    state=("running", "starting", "wanted", "lent", "leaving"),
 )
 WORKERS_REPLACED = _counter("workers_replaced", "Workers that died or hung, and were replaced")
 ROUND_SECONDS = _histogram("round_seconds", ROUND_METRICS["round_seconds"], _WORK_S)

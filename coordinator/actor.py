@@ -18,8 +18,10 @@ from coordinator import study
 from coordinator.cluster import worker_resources
 from coordinator.evaluations import evaluate_all
 from coordinator.meta_test import opened_log, outcome_of
+from coordinator.nodes import NodeWatch
 from coordinator.pool import RayPool
 from coordinator.rounds import Result, rejected_by
+from coordinator.scaling import Scaling
 from coordinator.sinks import JsonLinesSink, LogSink, RayMetricsSink, TensorBoardSink
 from workers.actor import WorkerStatus
 
@@ -76,7 +78,18 @@ class Coordinator:
         num_workers, gpus_per_worker = worker_resources(cluster)
         self._max_attempts = cluster.max_attempts
         self._stop = threading.Event()
-        self._pool = RayPool(name, num_workers, gpus_per_worker, cluster, time.monotonic, self._log, self._stop.is_set)
+        scaling = Scaling(cluster)
+        self._pool = RayPool(
+            name,
+            scaling.first(num_workers),
+            gpus_per_worker,
+            cluster,
+            time.monotonic,
+            self._log,
+            self._stop.is_set,
+            scaling=scaling,
+            nodes=NodeWatch(self._log).latest,
+        )
         self._version = 0
         self._num_rounds = 0
         self._tasks_done = 0

@@ -28,12 +28,14 @@ class Outcome:
         result: what it returned, None if it did not.
         error: what it raised on purpose; another attempt would raise it again, unless a resource was missing.
         lost: why its worker had to be replaced; the call may run again.
+        uses_attempt: whether a lost call counts as a try; not where its worker was taken away, by preemption or drain.
     """
 
     key: str
     result: Any = None
     error: MetaSearchError | None = None
     lost: str = ""
+    uses_attempt: bool = True
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ def adapt(
     if fine_tune_steps:
         derived_config(config.space, config.network, task.image_size, len(task.classes))  # refuses before the work
         request = replace(request, returns_weights=True)
-    cluster = config.cluster.model_copy(update={"num_workers": 1})
+    cluster = config.cluster.with_workers(1)
     ready = None
     with open_session("adapt", cluster, address, _messages) as session:
         (result,) = session.adapt(prior, [request], "Adapting")

@@ -12,6 +12,8 @@ from ray.job_config import JobConfig
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError, MetaSearchError, UnavailableError
+from coordinator.nodes import look
+from coordinator.scaling import room_for
 
 NAMESPACE = "metasearch"
 _CONNECT_TIMEOUT_S = 5.0
@@ -102,21 +104,32 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def worker_resources(config: ClusterConfig) -> tuple[int, float]:
+def worker_resources(config: ClusterConfig, may_wait: bool = False) -> tuple[int, float]:
     """How many workers a study gets on the connected cluster, and the GPUs of each.
 
+    Of a range of workers the most, whatever room there is for them now.
+
+    Args:
+        config: the number, or its range.
+        may_wait: whether workers may wait for room: they may join a service at any time.
+
     Raises:
-        UnavailableError: the cluster is too small for the configuration.
+        UnavailableError: the cluster is too small for the configuration; with `may_wait`, it does not even tell
+            whether workers have GPUs.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+    nodes = list(look().resources.values())
+    gpus, cpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("GPU", "CPU"))
     per_worker = (1.0 if gpus else 0.0) if config.gpus_per_worker is None else config.gpus_per_worker
-    room = int(min(gpus / per_worker, cpus)) if per_worker else int(cpus)
+    if config.max_workers is not None:
+        return config.max_workers, per_worker
+    room = room_for(nodes, per_worker)
     wanted = room if config.num_workers is None else config.num_workers
-    if wanted > room or room < 1:
+    is_known = room > 0 or config.gpus_per_worker is not None
+    if (wanted > room or room < 1) and not (may_wait and is_known):
         raise UnavailableError(
             f"{max(wanted, 1)} workers of 1 CPU and {per_worker:g} GPU need more than the cluster's {cpus:g} CPUs and "
-            f"{gpus:g} GPUs; lower cluster.num_workers or cluster.gpus_per_worker, or add nodes"
+            f"{gpus:g} GPUs; lower cluster.num_workers or cluster.gpus_per_worker, or add nodes; where an autoscaler "
+            "adds them, set cluster.max_workers"
         )
     return wanted, per_worker
 

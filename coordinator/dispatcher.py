@@ -26,7 +26,7 @@ from common.meta.prior import Prior
 from common.metrics import RetryCause
 from coordinator.calls import Call, Outcome
 from coordinator.evaluate_run import EvaluateRun
-from coordinator.fairness import MAX_BACK_OFF_S, pick
+from coordinator.fairness import MAX_BACK_OFF_S, num_eligible, pick
 from coordinator.few_shot_run import FewShotRun
 from coordinator.jobs import (
     AdaptSpec,
@@ -43,6 +43,7 @@ from coordinator.jobs import (
 from coordinator.pool import MAX_IN_FLIGHT
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run
+from coordinator.scaling import Load
 from coordinator.service_metrics import ServiceMetrics, Staff
 from coordinator.settings import ServiceSettings
 from coordinator.store.fenced import MAX_PAGE, SupersededError
@@ -82,8 +83,17 @@ class Pool(Staff, Protocol):
         ...
 
     @property
+    def max_workers(self) -> int:
+        """The most workers that there may be."""
+        ...
+
+    @property
     def num_pending(self) -> int:
         """Calls without an outcome yet, but for quick ones."""
+        ...
+
+    def expect(self, load: Load) -> None:
+        """Says what is not submitted for want of workers."""
         ...
 
     def submit(self, key: str, request: Call, prior: Prior | None) -> None:
@@ -175,6 +185,8 @@ class Dispatcher:
                 self._recover()
             if not self.draining:
                 self._start_jobs()
+                if self._every("demand", _LOOK_EVERY_S):
+                    self.pool.expect(self._demand())
         except UnavailableError as error:
             # A job may have been started without our hearing of it: it goes back before another one starts, so that
             # jobs that move a prior keep their order.
@@ -289,6 +301,19 @@ class Dispatcher:
                 self._look_at_queue = True
             else:  # asking again at once would have the same answer
                 refused.add(entry.tenant)
+
+    def _demand(self) -> Load:
+        """Jobs that would start if there were more workers, no more of each tenant than there may be workers."""
+        if self.pool.max_workers <= self.pool.num_workers:
+            return Load()
+        busy = frozenset((job.tenant, job.study) for job in self.running if job.spec.moves_prior)
+        num_quick = num_long = 0
+        for tenant, entries in self.store.queues(self.pool.max_workers).items():
+            quick, long = num_eligible(entries, busy, self.pool.gpus_per_worker > 0, self.now_s())
+            running = sum(job.tenant == tenant for job in self.running)
+            num_quick += quick
+            num_long += min(long, max(self.settings.quota_of(tenant).max_running - running, 0))
+        return Load(num_long, num_quick)
 
     def _start(self, job: Job) -> bool:
         """Starts a job, unless the store refuses."""

@@ -70,7 +70,7 @@ def evaluate_all(
                 if outcome.error is not None:
                     raise type(outcome.error)(f"{key}: {outcome.error}") from outcome.error
                 if outcome.lost:
-                    lost[key] += 1
+                    lost[key] += outcome.uses_attempt
                     if lost[key] >= max_attempts:
                         raise AdaptationError(exhausted(outcome, lost[key]))
                     # In a folder of its own: whoever was believed dead may still be writing.

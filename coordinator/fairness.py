@@ -1,6 +1,6 @@
 """Which queued job starts next: a fair share for every tenant, priority and order of submission inside one. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from coordinator.store.records import QueueEntry
 
@@ -45,6 +45,18 @@ def pick(
     return None if best is None else best[2]
 
 
+def num_eligible(
+    entries: Iterable[QueueEntry], busy_studies: frozenset[tuple[str, str]], has_gpu: bool, now_s: float
+) -> tuple[int, int]:
+    """How many of a tenant's queued jobs would start if there were workers for all of them; arguments as of `pick`.
+
+    Returns:
+        Quick jobs, and others.
+    """
+    found = [entry.is_quick for entry in _eligible(entries, busy_studies, has_gpu, now_s)]
+    return sum(found), len(found) - sum(found)
+
+
 def _first_eligible(
     entries: Iterable[QueueEntry],
     busy_studies: frozenset[tuple[str, str]],
@@ -53,15 +65,20 @@ def _first_eligible(
     takes_quick: bool,
     takes_long: bool,
 ) -> QueueEntry | None:
+    eligible = _eligible(entries, busy_studies, has_gpu, now_s)
+    return next((entry for entry in eligible if (takes_quick if entry.is_quick else takes_long)), None)
+
+
+def _eligible(
+    entries: Iterable[QueueEntry], busy_studies: frozenset[tuple[str, str]], has_gpu: bool, now_s: float
+) -> Iterator[QueueEntry]:
     blocked = set(busy_studies)
     for entry in entries:
         study = (entry.tenant, entry.study)
         waits = now_s < entry.not_before_s <= now_s + MAX_BACK_OFF_S
-        has_room = takes_quick if entry.is_quick else takes_long
-        can_start = has_room and not waits and (has_gpu or not entry.needs_gpu)
+        can_start = not waits and (has_gpu or not entry.needs_gpu)
         if entry.moves_prior:
             can_start = can_start and study not in blocked
             blocked.add(study)
         if can_start:
-            return entry
-    return None
+            yield entry

@@ -55,7 +55,8 @@ def health_gateway(
             raise InvalidInputError("--certificate and --key go together")
         if ca is None and (server_name or certificate):
             raise InvalidInputError("--server-name and --certificate need --ca")
-        tls = None if ca is None else Tls(_content(ca), certificate and _content(certificate), key and _content(key))
+        own = None if certificate is None else _content(certificate)
+        tls = None if ca is None else Tls(_content(ca), own, None if key is None else _content(key))
         address = server or DEFAULT_ADDRESS
         check_gateway(address, tls, server_name, timeout_s)
         print(f"the gateway at {address} serves")

@@ -217,7 +217,7 @@ def _adapted(
 
     found = [read_posterior(folder, index, config.space) for index in range(len(plan.weights))]
     if None in found:
-        cluster = config.cluster.model_copy(update={"num_workers": 1})
+        cluster = config.cluster.with_workers(1)
         with open_session("pareto", cluster, address, _messages) as session:
             for index, weight in enumerate(plan.weights):
                 if found[index] is not None:

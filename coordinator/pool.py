@@ -1,14 +1,13 @@
-"""Ray worker actors: placement, two calls in flight per worker, replacement of those that die or hang."""
+"""Ray worker actors: how many, two calls in flight for each, replacement of those that die, hang or have to leave."""
 
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError
@@ -16,40 +15,19 @@ from common.messages import AdaptRequest, AdaptResult, FewShotRequest, SweepRequ
 from common.meta.prior import Prior
 from coordinator.calls import Call, Outcome, PendingCall, exhausted
 from coordinator.cluster import cause_of
+from coordinator.held_worker import HeldWorker, donors, spare, statuses_of
+from coordinator.launcher import Launcher
+from coordinator.nodes import Nodes, was_taken_away
+from coordinator.prior_refs import PriorRefs
 from coordinator.rounds import Request, Result, Supply
+from coordinator.scaling import Load, Scaling, room_for
 from coordinator.streaming import stream
 from coordinator.sweep_hosts import SweepHosts
-from workers.actor import QUICK_GROUP, STATUS_GROUP, SearchWorker, WorkerStatus
+from workers.actor import SearchWorker, WorkerStatus
 
 MAX_IN_FLIGHT = 2
 _POLL_S = 1.0
 _STATUS_TIMEOUT_S = 2.0
-_KEPT_PRIORS = 8
-_LONGEST_PAUSE_S = 60.0
-
-
-@dataclass
-class _Worker:
-    """A worker actor and what it was given, oldest first; it works on the first.
-
-    Beside that it has quick calls, each with the time at which it was given; they go between steps of the others.
-
-    `starting` is a call to it that is answered once it runs; None from then on. Until then it is given nothing: an
-    actor that finds no room, as after the loss of a node, waits for it without end. One that fails is started again
-    at `restart_at_s`.
-    """
-
-    name: str
-    handle: Any
-    starting: Any
-    restart_at_s: float | None = None
-    in_flight: deque[tuple[Any, PendingCall]] = field(default_factory=deque)
-    head_since_s: float = 0.0
-    quick: deque[tuple[Any, PendingCall, float]] = field(default_factory=deque)
-
-    @property
-    def is_idle(self) -> bool:
-        return not (self.in_flight or self.quick)
 
 
 class RayPool:
@@ -57,11 +35,14 @@ class RayPool:
 
     Calls go to workers that run; those that still wait for room on the cluster get none. A worker that dies, or that
     spends longer than `task_timeout_s` on each task of a call, is replaced. The call that it was working on is lost;
-    the ones behind it run elsewhere.
+    the ones behind it run elsewhere. A worker that has nothing left to do takes over what another has not begun.
+
+    A worker whose node is about to be taken away gets no more calls, and hands over what it has not begun. It may end
+    what it works on, until the node's time is up; then that is lost, and uses up no attempt. Another takes its place.
 
     Args:
         name: prefix of the workers' names in the dashboard.
-        num_workers: actors to hold.
+        num_workers: actors to hold, at first.
         gpus_per_worker: GPUs of each.
         config: time limit and attempts.
         now_s: a monotonic clock.
@@ -69,6 +50,8 @@ class RayPool:
         should_stop: asked at least once a second; once true, `run` ends early.
         worker_class: what the workers are, with the methods of `SearchWorker`.
         pause: waits for some seconds, by the same clock.
+        scaling: says how many workers to hold from then on; without it, as many as at first.
+        nodes: the cluster's nodes, asked at every poll; None while they are unknown.
     """
 
     def __init__(
@@ -82,36 +65,38 @@ class RayPool:
         should_stop: Callable[[], bool] = lambda: False,
         worker_class: type = SearchWorker,
         pause: Callable[[float], None] = time.sleep,
+        scaling: Scaling | None = None,
+        nodes: Callable[[], Nodes | None] = lambda: None,
     ) -> None:
-        self._name = name
         self.gpus_per_worker = gpus_per_worker
         self._config = config
         self._now_s = now_s
         self._logger = logger
         self._should_stop = should_stop
         self._pause = pause
-        self._actor_class: Any = ray.remote(  # type: ignore[call-overload]
-            concurrency_groups={STATUS_GROUP: 1, QUICK_GROUP: MAX_IN_FLIGHT}, max_restarts=0
-        )(worker_class)
-        self._num_started = 0
+        self._scaling = scaling
+        self._nodes = nodes
+        self._queued = Load()
+        self._launcher = Launcher(name, gpus_per_worker, MAX_IN_FLIGHT, worker_class, now_s, logger)
         self._num_replaced = 0
-        self._num_failed_starts = 0  # since the last that did not fail
-        self._prior_refs: OrderedDict[str, Any] = OrderedDict()
+        self._prior_refs = PriorRefs()
         self._waiting: deque[PendingCall] = deque()
         self._waiting_quick: deque[PendingCall] = deque()
         self._hosts = SweepHosts(gpus_per_worker, logger)
         self._num_wanted = num_workers
-        self._workers = [self._start_worker() for _ in range(num_workers)]
+        self._leaving: list[HeldWorker] = []
+        self._workers = [self._launcher.start() for _ in range(num_workers)]
 
     @property
     def num_workers(self) -> int:
-        """Workers that run; others may be waiting for room."""
-        return sum(worker.starting is None for worker in self._workers)
+        """Workers that run and stay; others may be waiting for room."""
+        return sum(not worker.is_starting for worker in self._workers)
 
     @property
     def max_workers(self) -> int:
-        """Workers, those that are starting and those without room included."""
-        return len(self._workers)
+        """The most workers that there may be: the end of their range, else those that are starting included."""
+        held = len(self._workers)
+        return held if self._scaling is None else self._scaling.most(held)
 
     @property
     def num_replaced(self) -> int:
@@ -120,35 +105,70 @@ class RayPool:
 
     @property
     def num_by_state(self) -> Mapping[str, int]:
-        """Workers that run, that start or find no room, that there should be, whose room is lent to sweeps."""
-        states = {"running": self.num_workers, "wanted": self._num_wanted, "lent": self._hosts.num_lent}
-        return {**states, "starting": self.max_workers - self.num_workers}
+        """Workers by what they do; see `common.metrics.WORKERS`."""
+        starting = len(self._workers) - self.num_workers
+        states = {"running": self.num_workers, "starting": starting, "wanted": self._num_wanted}
+        return {**states, "lent": self._hosts.num_lent, "leaving": len(self._leaving)}
 
     @property
     def num_pending(self) -> int:
         """Calls that were submitted and have no outcome yet; quick ones apart, and sweeps, which have own workers."""
-        return len(self._waiting) + sum(len(worker.in_flight) for worker in self._workers)
+        return len(self._waiting) + sum(len(worker.in_flight) for worker in self._everyone)
 
     @property
     def num_quick(self) -> int:
         """The same of quick calls: those of few-shot jobs."""
-        return len(self._waiting_quick) + sum(len(worker.quick) for worker in self._workers)
+        return len(self._waiting_quick) + sum(len(worker.quick) for worker in self._everyone)
+
+    @property
+    def _everyone(self) -> list[HeldWorker]:
+        return [*self._workers, *self._leaving]
 
     def resize(self, num_workers: int) -> None:
         """Holds another number of workers from now on, lent ones included. Those at work stay for now."""
+        if num_workers != self._num_wanted:
+            self._logger.info("%d workers are wanted; %d were", num_workers, self._num_wanted)
         self._num_wanted = num_workers
         self._fit()
+
+    def expect(self, load: Load) -> None:
+        """Says what there would be to do if there were more workers: what is not submitted yet for want of them."""
+        self._queued = load
 
     def _fit(self) -> None:
         """As many workers as there should be, but for those whose room is lent to sweeps."""
         num_workers = max(self._num_wanted - self._hosts.num_lent, 0)
         while len(self._workers) < num_workers:
-            self._workers.append(self._start_worker())
-        idle = [worker for worker in self._workers if worker.is_idle]
-        idle.sort(key=lambda worker: worker.starting is None)  # first those that find no room
-        for worker in idle[: len(self._workers) - num_workers]:
+            self._workers.append(self._launcher.start())
+        for worker in spare(self._workers, len(self._workers) - num_workers):
             ray.kill(worker.handle)
             self._workers.remove(worker)
+
+    def _follow(self) -> None:
+        """What becomes of nodes, and of what there is to do, is followed."""
+        nodes = self._nodes()
+        if nodes is None:
+            return
+        for worker in [each for each in self._workers if each.node_id in nodes.draining]:
+            left_s = nodes.draining[worker.node_id or ""]
+            within = "" if left_s is None else f" in {left_s:.0f} s"
+            self._logger.warning("%s leaves: its node is taken away%s", worker.name, within)
+            worker.leave(self._now_s(), left_s)
+            self._workers.remove(worker)
+            self._leaving.append(worker)
+        for worker in list(self._workers):
+            is_there = worker.node_id in nodes.resources
+            if worker.is_placed and not is_there and worker.is_idle:  # one with calls is found out by these
+                self._logger.warning("%s is replaced: its node is gone", worker.name)
+                self._swap(worker)
+            worker.is_placed = is_there
+        if self._scaling is not None:
+            load = Load(
+                self.num_pending + self._hosts.num_lent + self._queued.num_calls,
+                self.num_quick + self._queued.num_quick,
+            )
+            room = room_for(nodes.resources.values(), self.gpus_per_worker)
+            self.resize(self._scaling.target(load, room, self._now_s()))
 
     def submit(self, key: str, request: Call, prior: Prior | None) -> None:
         """Queues a call: to adapt to one task or to several, or to run a job or a part of it.
@@ -160,7 +180,7 @@ class RayPool:
         """
         if isinstance(request, SweepRequest):
             # One worker at least is left to others, where there are two.
-            room = max(self._num_wanted - self._hosts.num_lent - 1, 1)
+            room = max(max(self._num_wanted, self.max_workers) - self._hosts.num_lent - 1, 1)
             self._hosts.add(key, request, min(request.plan.config.concurrency or room, room))
             return
         waiting = self._waiting_quick if isinstance(request, FewShotRequest) else self._waiting
@@ -169,29 +189,32 @@ class RayPool:
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Hands out what waits, and returns what has ended; after `timeout_s` at the latest."""
         self._hosts.look()
+        self._follow()
         self._fit()
         self._look_at_starting()
         self._fill()
-        at_hand = {worker.in_flight[0][0]: worker for worker in self._workers if worker.in_flight}
-        at_hand |= {ref: worker for worker in self._workers for ref, _, _ in worker.quick}
-        starting = list(self._starting())
+        outcomes = self._let_go()
+        at_hand = {ref: worker for worker in self._everyone for ref in worker.at_hand}
+        asked = {worker.withdrawal[0]: worker for worker in self._everyone if worker.withdrawal is not None}
+        starting = [each.starting for each in self._workers if each.is_starting and each.restart_at_s is None]
         sweeps = self._hosts.calls
         is_waiting = bool(self._waiting or self._waiting_quick)
-        awaited = [*at_hand, *sweeps, *(starting if is_waiting else ())]
+        awaited = [*at_hand, *asked, *sweeps, *(starting if is_waiting else ())]
         if not awaited:
-            if is_waiting:  # all workers wait to be started again
+            if is_waiting and not outcomes:  # all workers wait to be started again
                 self._pause(timeout_s)
-            return []
-        ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
-        outcomes: list[Outcome] = []
+            return outcomes
+        ready, _ = ray.wait(awaited, num_returns=1, timeout=0 if outcomes else timeout_s)
         for ref in ready:
+            if ref in asked:
+                self._settle(asked[ref])
             # A worker that died is found out by the first of its calls.
-            if ref in at_hand and at_hand[ref] in self._workers:
+            elif ref in at_hand and at_hand[ref] in self._everyone:
                 outcomes += self._outcomes(at_hand[ref], ref)
         ended = [self._hosts.ended(ref) for ref in ready if ref in sweeps]
-        outcomes += [Outcome(each.key, each.result, each.error, each.lost) for each in ended]
-        for worker in list(self._workers):
-            limit_s = self._time_up(worker)
+        outcomes += [Outcome(each.key, each.result, each.error, each.lost, each.uses_attempt) for each in ended]
+        for worker in self._everyone:
+            limit_s = worker.time_up(self._now_s(), self._config.task_timeout_s)
             if limit_s is not None:
                 outcomes += self._replace(worker, f"gave no result for {limit_s:g} s")
         self._look_at_starting()
@@ -204,7 +227,7 @@ class RayPool:
             return
         self._waiting = deque(call for call in self._waiting if call.key != key)
         self._waiting_quick = deque(call for call in self._waiting_quick if call.key != key)
-        for worker in list(self._workers):
+        for worker in self._everyone:
             for position, (ref, call, _) in enumerate(worker.quick):
                 if call.key == key:  # it ends soon by itself, and its result is dropped
                     ray.cancel(ref)
@@ -243,7 +266,7 @@ class RayPool:
                         task = f"task {outcome.key}: " if isinstance(request, AdaptRequest) else ""
                         raise type(outcome.error)(f"{task}{outcome.error}") from outcome.error
                     if outcome.lost:
-                        attempts[outcome.key] += 1
+                        attempts[outcome.key] += outcome.uses_attempt
                         if attempts[outcome.key] >= self._config.max_attempts:
                             raise AdaptationError(exhausted(outcome, attempts[outcome.key]))
                         # To the front: the round waits for it.
@@ -259,20 +282,12 @@ class RayPool:
 
     def status(self, timeout_s: float = _STATUS_TIMEOUT_S) -> list[WorkerStatus]:
         """What the workers that answer are doing."""
-        refs = [worker.handle.status.remote() for worker in list(self._workers) if worker.starting is None]
-        refs += [handle.status.remote() for handle in self._hosts.handles]
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
-        found = []
-        for ref in ready:
-            try:
-                found.append(ray.get(ref))
-            except RayActorError:
-                continue
-        return found
+        running = [worker.handle for worker in self._everyone if not worker.is_starting]
+        return statuses_of([*running, *self._hosts.handles], timeout_s)
 
     def give_up(self) -> None:
         """Forgets all calls."""
-        for worker in list(self._workers):
+        for worker in self._everyone:
             if not worker.is_idle:
                 self._swap(worker)
         self._waiting.clear()
@@ -281,56 +296,17 @@ class RayPool:
     def close(self) -> None:
         """Ends all workers and sweeps."""
         self._hosts.close()
-        for worker in self._workers:
+        for worker in self._everyone:
             ray.kill(worker.handle)
-        self._workers = []
-
-    def _start_worker(self) -> _Worker:
-        name = f"{self._name}/worker-{self._num_started}"
-        self._num_started += 1
-        options = {"name": name, "num_cpus": 1, "num_gpus": self.gpus_per_worker}
-        handle = self._actor_class.options(**options).remote(name)
-        return _Worker(name, handle, handle.status.remote())
-
-    def _starting(self) -> dict[Any, _Worker]:
-        """Workers of which it is not known yet whether they run, by their `starting`."""
-        unknown = [worker for worker in self._workers if worker.starting is not None and worker.restart_at_s is None]
-        return {worker.starting: worker for worker in unknown}
+        self._workers, self._leaving = [], []
 
     def _look_at_starting(self) -> None:
-        """Notes which workers run by now; one that could not start is replaced, after a pause that grows."""
-        for worker in list(self._workers):
-            if worker.restart_at_s is not None and worker.restart_at_s <= self._now_s():
-                self._swap(worker)
-        starting = self._starting()
-        ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0) if starting else ([], [])
-        for ref in ready:
-            worker = starting[ref]
-            try:
-                ray.get(ref)
-            except RayError as error:
-                pause_s = min(2.0**self._num_failed_starts, _LONGEST_PAUSE_S)
-                self._num_failed_starts += 1
-                worker.restart_at_s = self._now_s() + pause_s
-                reason = str(error).strip().splitlines()[0]
-                self._logger.warning("%s could not start: %s; next try in %g s", worker.name, reason, pause_s)
-            else:
-                worker.starting = None
-                self._num_failed_starts = 0
-
-    def _put(self, prior: Prior) -> Any:
-        """The prior in the object store, once per version."""
-        digest = prior.digest()
-        if digest not in self._prior_refs:
-            self._prior_refs[digest] = ray.put(prior)
-            while len(self._prior_refs) > _KEPT_PRIORS:
-                self._prior_refs.popitem(last=False)
-        self._prior_refs.move_to_end(digest)
-        return self._prior_refs[digest]
+        for worker in self._launcher.look(self._workers):
+            self._swap(worker)
 
     def _fill(self) -> None:
         """Hands out calls, to the least busy worker first."""
-        running = [worker for worker in self._workers if worker.starting is None]
+        running = [worker for worker in self._workers if not worker.is_starting]
         while self._waiting_quick and running:
             worker = min(running, key=lambda worker: (len(worker.quick), len(worker.in_flight)))
             if len(worker.quick) >= MAX_IN_FLIGHT:
@@ -345,21 +321,55 @@ class RayPool:
             if not worker.in_flight:
                 worker.head_since_s = self._now_s()
             worker.in_flight.append((self._give(worker, call), call))
+        for worker in donors(self._everyone):
+            worker.ask_back()
 
-    def _give(self, worker: _Worker, call: PendingCall) -> Any:
-        priors = () if call.prior is None else (self._put(call.prior),)
+    def _let_go(self) -> list[Outcome]:
+        """Workers that leave hand over what they have not begun, and end once that was all, or their time is up."""
+        outcomes: list[Outcome] = []
+        for worker in list(self._leaving):
+            assert worker.leaves_at_s is not None
+            worker.ask_back()
+            if worker.is_idle:
+                self._swap(worker)
+            elif worker.leaves_at_s <= self._now_s():
+                outcomes += self._replace(worker, "had to leave its node")
+        return outcomes
+
+    def _settle(self, worker: HeldWorker) -> None:
+        """Takes a call back that a worker has not begun, if it agrees: it was the first to be handed out next."""
+        assert worker.withdrawal is not None
+        answer, asked = worker.withdrawal
+        try:
+            agreed: bool = ray.get(answer)
+        except RayError:  # it died; its calls will tell
+            agreed = False
+        call = worker.given_back(agreed)
+        if call is not None:
+            ray.cancel(asked)
+            self._waiting.appendleft(call)
+
+    def _give(self, worker: HeldWorker, call: PendingCall) -> Any:
+        priors = () if call.prior is None else (self._prior_refs.of(call.prior),)
         return getattr(worker.handle, call.method).options(name=call.title).remote(call.request, *priors)
 
-    def _outcomes(self, worker: _Worker, ref: Any) -> list[Outcome]:
+    def _outcomes(self, worker: HeldWorker, ref: Any) -> list[Outcome]:
         """What became of a call that has ended, and of those that were lost with it."""
+        if worker.withdrawal is not None and worker.withdrawal[1] == ref:
+            self._settle(worker)
+            if ref not in worker.at_hand:
+                return []
         quick = next((given for given in worker.quick if given[0] == ref), None)
         call = worker.in_flight[0][1] if quick is None else quick[1]
         try:
             result = ray.get(ref)
         except RayTaskError as error:
             outcome = Outcome(call.key, error=cause_of(error))
-        except RayError:
+        except RayError as error:
             # Its process is gone, or its result is.
+            if was_taken_away(error, worker.node_id):
+                worker.leaves_at_s = self._now_s()
+                return self._replace(worker, "was taken away with its node")
             return self._replace(worker, "died")
         else:
             outcome = Outcome(call.key, result)
@@ -370,31 +380,25 @@ class RayPool:
             worker.head_since_s = self._now_s()
         return [outcome]
 
-    def _time_up(self, worker: _Worker) -> float | None:
-        """The seconds that a call of a worker was allowed, where it has exceeded them."""
-        now_s, limit_s = self._now_s(), self._config.task_timeout_s
-        if worker.quick and now_s - worker.quick[0][2] > limit_s:
-            return limit_s
-        if not worker.in_flight:
-            return None
-        limit_s *= worker.in_flight[0][1].num_tasks
-        return limit_s if now_s - worker.head_since_s > limit_s else None
-
-    def _replace(self, worker: _Worker, reason: str) -> list[Outcome]:
+    def _replace(self, worker: HeldWorker, reason: str) -> list[Outcome]:
         """A new worker in place of one; the calls at hand are lost, quick ones too."""
-        lost = [call for _, call in list(worker.in_flight)[:1]] + [call for _, call, _ in worker.quick]
+        lost = worker.begun
         keys = ", ".join(call.key for call in lost)
         self._logger.warning("%s %s at task %s; replacing it", worker.name, reason, keys)
-        self._num_replaced += 1
+        is_fault = worker.leaves_at_s is None
+        self._num_replaced += is_fault
         worker.quick.clear()
         self._swap(worker)
-        return [Outcome(call.key, lost=f"the worker {reason}") for call in lost]
+        return [Outcome(call.key, lost=f"the worker {reason}", uses_attempt=is_fault) for call in lost]
 
-    def _swap(self, worker: _Worker) -> None:
+    def _swap(self, worker: HeldWorker) -> None:
         """A new worker; the calls that the old one had not begun go to the front of the queue, and quick ones."""
         ray.kill(worker.handle)
         self._waiting.extendleft(call for _, call in reversed(list(worker.in_flight)[1:]))
         self._waiting_quick.extendleft(call for _, call, _ in reversed(worker.quick))
         worker.in_flight.clear()
         worker.quick.clear()
-        self._workers[self._workers.index(worker)] = self._start_worker()
+        if worker in self._leaving:  # another has its place already, if there should be one
+            self._leaving.remove(worker)
+        else:
+            self._workers[self._workers.index(worker)] = self._launcher.start()

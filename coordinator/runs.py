@@ -30,8 +30,8 @@ class Workers(Protocol):
     """Where calls run."""
 
     @property
-    def num_workers(self) -> int:
-        """Workers that run."""
+    def max_workers(self) -> int:
+        """The most workers that there may be."""
         ...
 
 
@@ -176,7 +176,7 @@ class CallRun(Run):
         if outcome.error is not None:
             raise outcome.error
         if outcome.lost:
-            self.desk.send_back(self, outcome.lost, uses_attempt=True)
+            self.desk.send_back(self, outcome.lost, uses_attempt=outcome.uses_attempt)
             return
         self.found(outcome.result)
 

@@ -18,7 +18,9 @@ from common.metrics import COORDINATOR_METRICS
 from common.telemetry import logger_for
 from coordinator.cluster import NAMESPACE, worker_resources
 from coordinator.dispatcher import Dispatcher
+from coordinator.nodes import NodeWatch
 from coordinator.pool import RayPool
+from coordinator.scaling import Scaling
 from coordinator.service_metrics import ServiceMetrics
 from coordinator.settings import ServiceSettings, open_ledger
 from coordinator.store.fenced import SupersededError
@@ -32,7 +34,6 @@ _ON_THE_HEAD = {"node:__internal_head__": 0.001}
 _TURN_S = 0.1
 _IDLE_S = 0.02
 _RETRY_S = 0.5
-_LOOK_AT_CLUSTER_S = 10.0
 
 
 class ServiceCoordinator:
@@ -90,10 +91,20 @@ class ServiceCoordinator:
 
     def _serve(self) -> None:
         store = self._open_store()
-        num_workers, gpus_per_worker = worker_resources(self._cluster)
+        num_workers, gpus_per_worker = worker_resources(self._cluster, may_wait=True)
+        scaling, watch = Scaling(self._cluster), NodeWatch(self._log)
         holder = f"{socket.gethostname()}/{os.getpid()}"
         # Names of its own: the workers of one that was killed a moment ago may not have given theirs back yet.
-        pool = RayPool(f"service/{holder}", num_workers, gpus_per_worker, self._cluster, time.monotonic, self._log)
+        pool = RayPool(
+            f"service/{holder}",
+            scaling.first(num_workers),
+            gpus_per_worker,
+            self._cluster,
+            time.monotonic,
+            self._log,
+            scaling=scaling,
+            nodes=watch.latest,
+        )
         metrics = ServiceMetrics(self._recorder)
         dispatcher: Dispatcher | None = None
         try:
@@ -114,14 +125,10 @@ class ServiceCoordinator:
                     self._log.warning("%s", error)
                     time.sleep(_RETRY_S)
             self._epoch, self._state = dispatcher.epoch, "running"
-            self._log.info("coordinator %d is in charge, with %d workers", dispatcher.epoch, num_workers)
-            looked_s = time.monotonic()
+            self._log.info("coordinator %d is in charge, with at most %d workers", dispatcher.epoch, num_workers)
             while not dispatcher.is_drained:
                 if self._draining.is_set() and not dispatcher.draining:
                     dispatcher.drain()
-                if time.monotonic() - looked_s > _LOOK_AT_CLUSTER_S:
-                    looked_s = time.monotonic()
-                    self._follow_cluster(pool)
                 dispatcher.turn(_TURN_S)
                 self._running = tuple(job.name for job in dispatcher.running)
                 if not (pool.num_pending or pool.num_quick):
@@ -132,16 +139,8 @@ class ServiceCoordinator:
                 dispatcher.close()
             pool.close()
             metrics.look((), pool, draining=False)  # one that was superseded lives on, and Ray goes on exporting
+            watch.close()
             store.ledger.close()
-
-    def _follow_cluster(self, pool: RayPool) -> None:
-        """As many workers as there is room for now: nodes come and go."""
-        try:
-            num_workers, _ = worker_resources(self._cluster)
-        except UnavailableError as error:
-            self._log.warning("%s", error)
-        else:
-            pool.resize(num_workers)
 
     def _open_store(self) -> JobStore:
         while True:
@@ -155,7 +154,7 @@ class ServiceCoordinator:
 def _capacity(num_workers: int) -> str:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    return f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, and {num_workers} workers"
+    return f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, and at most {num_workers} workers"
 
 
 def start_service_coordinator(settings: ServiceSettings, cluster: ClusterConfig) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from common.errors import InvalidInputError
@@ -107,6 +108,14 @@ def coordinate(
     store: Annotated[str | None, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB.")] = None,
     artifacts: Annotated[str | None, typer.Option(help="Folder or fsspec URL.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker actors; all the cluster has room for.")] = None,
+    max_workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="As many as there is work for, up to this; an autoscaler adds nodes for them."),
+    ] = None,
+    min_workers: Annotated[
+        int | None, typer.Option(min=0, help="Of a range; kept without work. 1 if not given.")
+    ] = None,
+    idle_s: Annotated[float, typer.Option(help="After which workers of a range that nobody needs are ended.")] = 60.0,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="1 where the cluster has GPUs, else 0.")] = None,
     task_timeout_s: Annotated[float, typer.Option(min=1, help="A task that takes longer runs again.")] = 3600.0,
     drain: Annotated[
@@ -119,14 +128,24 @@ def coordinate(
     """
     import signal
 
-    from common.config import ClusterConfig
+    from common.config import ClusterConfig, explain
     from common.telemetry import logger_for
     from coordinator.supervisor import Supervisor
 
     if not local and address is None:
         raise InvalidInputError("coordinate needs --address (or RAY_ADDRESS), or --local")
     found = load_settings(settings, {"store": store, "artifacts": artifacts})
-    cluster = ClusterConfig(num_workers=workers, gpus_per_worker=gpus_per_worker, task_timeout_s=task_timeout_s)
+    try:
+        cluster = ClusterConfig(
+            num_workers=workers,
+            min_workers=min_workers,
+            max_workers=max_workers,
+            idle_s=idle_s,
+            gpus_per_worker=gpus_per_worker,
+            task_timeout_s=task_timeout_s,
+        )
+    except ValidationError as error:
+        raise InvalidInputError("workers: " + explain(error)) from None
     supervisor = Supervisor(_absolute(found), cluster, None if local else address, logger_for("supervisor"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: supervisor.stop())

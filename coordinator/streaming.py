@@ -70,7 +70,7 @@ def stream(
                 if outcome.error is not None:
                     raise type(outcome.error)(f"task {outcome.key}: {outcome.error}") from outcome.error
                 if outcome.lost:
-                    lost[outcome.key] += 1
+                    lost[outcome.key] += outcome.uses_attempt
                     if lost[outcome.key] >= max_attempts:
                         raise AdaptationError(exhausted(outcome, lost[outcome.key]))
                     # From the latest version: it would only be staler.

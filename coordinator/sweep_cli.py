@@ -110,8 +110,8 @@ def sweep(
     cluster = plan.study.cluster if plan.study is not None else ClusterConfig()
     connect(address, include_dashboard=False, job_name="metasearch sweep")
     try:
-        wanted = cluster.model_copy(update={"num_workers": plan.config.concurrency})
-        concurrency, gpus = worker_resources(wanted)
+        wanted = plan.config.concurrency
+        concurrency, gpus = worker_resources(cluster if wanted is None else cluster.with_workers(wanted))
         PLAN.store(folder, plan)  # last of all: a mistake leaves no run behind
         before_s, started_s = spent_s(folder), time.monotonic()
         with asked_to_stop(_say_stored, TUNE_STOPS) as was_stopped, _Bar(plan) as bar:

@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from common.errors import MetaSearchError
 from common.messages import JobResult, SweepRequest
 from coordinator.cluster import NAMESPACE, cause_of
+from coordinator.nodes import was_taken_away
 from coordinator.sweep_process import run_in_process
 from workers.actor import STATUS_GROUP, WorkerStatus
 
@@ -57,6 +58,7 @@ class Ended:
     result: Any = None
     error: MetaSearchError | None = None
     lost: str = ""
+    uses_attempt: bool = True
 
 
 @dataclass
@@ -126,8 +128,8 @@ class SweepHosts:
             found: JobResult | None = ray.get(call)
         except RayTaskError as error:
             return Ended(key, error=cause_of(error))
-        except RayError:
-            return Ended(key, lost=_DIED)
+        except RayError as error:
+            return Ended(key, lost=_DIED, uses_attempt=not was_taken_away(error, None))
         finally:
             ray.kill(hosted.handle)
         return Ended(key, lost=_DIED) if found is None else Ended(key, found)

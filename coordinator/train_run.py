@@ -93,7 +93,7 @@ class TrainRun(Run):
         if outcome.error is not None:
             raise outcome.error
         if outcome.lost:
-            self.losses[name] += 1
+            self.losses[name] += outcome.uses_attempt
             if self.losses[name] >= max(self.config.cluster.max_attempts, _TASK_ATTEMPTS):
                 raise AdaptationError(
                     f"task {name} was started {self.losses[name]} times without a result; the last time {outcome.lost}"
@@ -185,7 +185,7 @@ class RoundsRun(TrainRun):
     def _hand_out(self, catalogs: list[ClassArrays]) -> None:
         round_plan = plan(self.prior, self.config, catalogs)
         asked = [replace(request, job_id=self.job.job_id) for request in round_plan.requests]
-        bundles = bundled(asked, self.config, self.desk.pool.num_workers)
+        bundles = bundled(asked, self.config, self.desk.pool.max_workers)
         self.requests = {span_of(request.task_ids): request for request in bundles}
         self._open(tuple(request.task.task_id for request in round_plan.requests))
         self.round = Round(self.prior, round_plan, self.config)

@@ -15,7 +15,10 @@ TRACED = (
     "tests/common/",
     "tests/contracts/",
     *(f"tests/workers/test_{name}.py" for name in ("adapt", "few_shot", "turns")),
-    *(f"tests/coordinator/test_{name}.py" for name in ("jobs", "fairness", "outer", "rounds", "buffered", "report")),
+    *(
+        f"tests/coordinator/test_{name}.py"
+        for name in ("jobs", "fairness", "scaling", "outer", "rounds", "buffered", "report")
+    ),
     *(f"tests/coordinator/test_{name}_few_shot.py" for name in ("outer", "rounds")),
 )
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from workers.turns import Turns
 
 STATUS_GROUP = "status"
 QUICK_GROUP = "quick"
+_REMEMBERED_CALLS = 16  # more than ever are at a worker
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class WorkerStatus:
         steps_done: inner steps of that task, epochs of a full network, or trials of a sweep that are over.
         interim: best found so far, for a job.
         metrics: of a sweep, see `Progress` in search.proto.
+        node_id: of the Ray node that it is on.
     """
 
     name: str
@@ -61,6 +64,7 @@ class WorkerStatus:
     steps_done: int
     interim: Interim | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    node_id: str = ""
 
     @property
     def short_name(self) -> str:
@@ -90,6 +94,9 @@ class SearchWorker:
         self._task_id: str | None = None
         self._steps_done = 0
         self._interim: Interim | None = None
+        self._begun: deque[str] = deque(maxlen=_REMEMBERED_CALLS)
+        self._withdrawn: set[str] = set()
+        self._handing_over = threading.Event()
 
     def adapt(self, request: AdaptRequest, prior: Prior) -> AdaptResult:
         """Adapts the prior to one task."""
@@ -123,7 +130,7 @@ class SearchWorker:
                 self._note_interim(Interim(progress.epochs_done, progress.last.accuracy, request.genotype))
 
         with self._at_work_on(request.job_id, "evaluate", job=request.job_id, attempt=request.attempt):
-            return run_evaluation(request, self._runner.device, note)
+            return run_evaluation(request, self._runner.device, note, self._handing_over.is_set)
 
     @ray.method(concurrency_group=QUICK_GROUP)
     def few_shot(self, request: FewShotRequest, prior: Prior) -> JobResult:
@@ -138,12 +145,45 @@ class SearchWorker:
         self._meter.look()
         with self._lock:
             device = str(self._runner.device)
-            return WorkerStatus(self._name, os.getpid(), device, self._task_id, self._steps_done, self._interim)
+            return WorkerStatus(
+                self._name,
+                os.getpid(),
+                device,
+                self._task_id,
+                self._steps_done,
+                self._interim,
+                node_id=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
+            )
+
+    @ray.method(concurrency_group=STATUS_GROUP, enable_task_events=False)
+    def withdraw(self, call_id: str) -> bool:
+        """Calls off a call that waits here, so that another worker can have it.
+
+        Args:
+            call_id: Ray's id of the call.
+
+        Returns:
+            Whether it had not begun, and never will.
+        """
+        with self._lock:
+            if call_id in self._begun:
+                return False
+            self._withdrawn.add(call_id)
+            return True
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def hand_over(self) -> None:
+        """The worker is about to be taken away: work that stores checkpoints stops at its next step."""
+        self._handing_over.set()
 
     @contextmanager
     def _at_work_on(self, task_id: str, call: str, **fields: object) -> Iterator[None]:
         """While it works on something that `status` tells of; `fields` say in the log what."""
+        call_id = (ray.get_runtime_context().get_task_id() if ray.is_initialized() else None) or ""
         with self._lock:
+            if call_id in self._withdrawn:
+                raise AdaptationError(f"{task_id} was called off before it began")
+            self._begun.append(call_id)
             self._task_id = task_id
         try:
             with self._logged(**fields), self._turns.long(), self._meter.call(call):

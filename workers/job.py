@@ -159,6 +159,7 @@ def run_evaluation(
     request: EvaluateRequest,
     device: torch.device,
     on_progress: Callable[[TrainProgress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
     clock_s: Callable[[], float] = time.monotonic,
 ) -> EvaluateResult:
     """Trains a full network for a while, from where an earlier call or attempt stopped; once done, tests and stores it.
@@ -167,6 +168,7 @@ def run_evaluation(
         request: what to do.
         device: to compute on.
         on_progress: called after every step.
+        should_stop: asked after every step; once true, the call ends before its time.
         clock_s: seconds.
 
     Raises:
@@ -189,7 +191,7 @@ def run_evaluation(
 
     def is_over() -> bool:
         """A call shorter than a step makes one all the same: else it would be called for ever."""
-        return clock_s() >= ends_s and len(steps) > 1
+        return (clock_s() >= ends_s or should_stop()) and len(steps) > 1
 
     outcome = train(
         request.genotype,

@@ -46,7 +46,7 @@ class PrometheusMetrics:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call] # when a series began is worth no series of its own
+        disable_created_metrics()  # when a series began is worth no series of its own
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._exported: dict[str, Any] = {}

@@ -333,6 +333,7 @@ def test_a_jobs_network_is_exported(
         (["serve", "--listen", "0.0.0.0:0"], 2, ["loopback", "tls.certificate"]),
         (["serve", "--listen", "127.0.0.1:0", "--tokens", "none.toml"], 3, ["none.toml", "token create"]),
         (["coordinate"], 2, ["--address", "--local"]),
+        (["coordinate", "--address", "auto", "--max-workers", "4"], 2, ["max_workers is 4", "set gpus_per_worker"]),
         (["token", "create", "--tenant", "A B"], 2, ["tenant", "A B"]),
         (["token", "create", "--tenant", "a", "--role", "king"], 2, ["role", "viewer"]),
     ],

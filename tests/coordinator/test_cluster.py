@@ -5,13 +5,15 @@ import ray
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError, InvalidInputError, UnavailableError
+from coordinator import cluster
 from coordinator.cluster import cause_of, connect, worker_resources
+from coordinator.nodes import Nodes
 
 
 @pytest.fixture
 def cluster_of(monkeypatch: pytest.MonkeyPatch) -> object:
     def pretend(**resources: float) -> None:
-        monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+        monkeypatch.setattr(cluster, "look", lambda: Nodes({"node": resources}, {"another": None}))
 
     return pretend
 
@@ -25,6 +27,7 @@ def cluster_of(monkeypatch: pytest.MonkeyPatch) -> object:
         ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_worker": 0}, (16, 0.0)),
         ({"CPU": 2.0, "GPU": 4.0}, {}, (2, 1.0)),
         ({"CPU": 16.0, "GPU": 4.0}, {"num_workers": 3}, (3, 1.0)),
+        ({}, {"min_workers": 0, "max_workers": 8, "gpus_per_worker": 1}, (8, 1.0)),
     ],
 )
 def test_one_worker_per_gpu_else_per_core(
@@ -44,6 +47,18 @@ def test_too_small_a_cluster_says_what_it_has_and_what_to_change(
     cluster_of(**resources)  # type: ignore[operator]
     with pytest.raises(UnavailableError, match=r"workers of 1 CPU .* lower cluster.num_workers"):
         worker_resources(ClusterConfig.model_validate(config))
+
+
+def test_workers_of_a_service_may_wait_for_room_but_someone_must_know_whether_they_have_gpus(
+    cluster_of: object,
+) -> None:
+    cluster_of(CPU=2.0)  # type: ignore[operator]
+    assert worker_resources(ClusterConfig(num_workers=3), may_wait=True) == (3, 0.0)
+    cluster_of()  # type: ignore[operator]
+    assert worker_resources(ClusterConfig(num_workers=3, gpus_per_worker=1), may_wait=True) == (3, 1.0)
+    assert worker_resources(ClusterConfig(gpus_per_worker=1), may_wait=True) == (0, 1.0)
+    with pytest.raises(UnavailableError, match="add nodes"):
+        worker_resources(ClusterConfig(num_workers=3), may_wait=True)
 
 
 def test_no_cluster_at_an_address_is_unavailable_and_names_it() -> None:

@@ -42,6 +42,7 @@ from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import AdaptSpec, FailureReason, FewShotSpec, Job, JobState, MetaTrainSpec
 from coordinator.local import LocalExecutor
+from coordinator.scaling import Load
 from coordinator.service_metrics import ServiceMetrics
 from coordinator.settings import ServiceSettings
 from coordinator.store.fenced import SupersededError
@@ -176,8 +177,9 @@ class FakePool:
 
     gpus_per_worker = 0.0
     num_workers = 2
-    num_by_state: Mapping[str, int] = {"running": 2, "starting": 0, "wanted": 2, "lent": 0}
+    num_by_state: Mapping[str, int] = {"running": 2, "starting": 0, "wanted": 2, "lent": 0, "leaving": 0}
     num_replaced = 0
+    max_workers = 2
 
     def __init__(self, compute: Callable[[Any, Prior], Any], log: list[str]) -> None:
         self.compute = compute
@@ -187,6 +189,7 @@ class FakePool:
         self.log = log
         self.abandoned: list[str] = []
         self.statuses: list[WorkerStatus] = []
+        self.expected = Load()
 
     @property
     def num_pending(self) -> int:
@@ -195,6 +198,9 @@ class FakePool:
     @property
     def num_quick(self) -> int:
         return sum(isinstance(request, FewShotRequest) for request, _ in self.calls.values())
+
+    def expect(self, load: Load) -> None:
+        self.expected = load
 
     def submit(self, key: str, request: AdaptRequest | JobRequest | FewShotRequest, prior: Prior) -> None:
         assert key not in self.calls
@@ -578,6 +584,69 @@ def test_a_round_goes_on_when_workers_are_lost_and_makes_the_same_prior(scene: S
     assert scene.job(job).result["summary"]["prior_sha256"] == trained  # type: ignore[index, call-overload]
     assert scene.job(job).attempt == 1, "the job itself did not have to start again"
     assert scene.recorded.counters["retries", "worker_lost"] == len(lost) == 2 * ROUNDS
+
+
+def preempted(key: str, times: int, seen: list[str]) -> Outcome | None:
+    """A call's outcome, whose worker is taken away so many times."""
+    seen.append(key)
+    if seen.count(key) > times:
+        return None
+    return Outcome(key, lost="the worker had to leave its node", uses_attempt=False)
+
+
+def test_a_job_whose_workers_are_taken_away_uses_up_no_attempt(scene: Scene) -> None:
+    job = scene.submit(ADAPT, max_attempts=1)
+    dispatcher = scene.coordinator()
+    seen: list[str] = []
+    dispatcher.pool.script = lambda key, request, prior: preempted(key, 3, seen)  # type: ignore[attr-defined]
+    scene.finish(dispatcher)
+    done = scene.job(job)
+    assert (done.state, done.failures) == (JobState.SUCCEEDED, 0)
+    assert done.attempt == 4 and str(done.result["url"]).endswith("attempt-1-4"), "each with a folder of its own"  # type: ignore[index]
+    check_consistent(scene)
+
+
+def test_a_round_whose_workers_are_taken_away_makes_the_same_prior(scene: Scene, trained: str) -> None:
+    job = scene.submit(TRAIN, max_attempts=1)
+    dispatcher = scene.coordinator()
+    seen: list[str] = []
+    dispatcher.pool.script = lambda key, request, prior: preempted(key, 6, seen)  # type: ignore[attr-defined]
+    scene.finish(dispatcher)
+    assert len(seen) == 7 * len(set(seen)), "oftener than a task may fail"
+    assert scene.job(job).result["summary"]["prior_sha256"] == trained  # type: ignore[index, call-overload]
+    assert scene.job(job).attempt == 1
+
+
+def test_jobs_wait_in_the_queue_for_workers_and_are_what_the_pool_is_to_expect(scene: Scene) -> None:
+    for spec in (ADAPT, ADAPT, CONTRIBUTE, CONTRIBUTE, TRAIN):
+        scene.submit(spec)
+    dispatcher = scene.coordinator()
+    pool: Any = dispatcher.pool
+    pool.num_workers, pool.max_workers = 0, 8
+    scene.turns(dispatcher, 4)
+    assert {job.state for job in scene.jobs()} == {JobState.QUEUED}
+    assert pool.expected == Load(num_calls=3), "of those that move one prior, the first"
+    pool.num_workers, pool.held = 1, lambda key: True
+    scene.turns(dispatcher, 1, tick_s=1.0)
+    assert pool.expected == Load(num_calls=1) and len(dispatcher.running) == 2
+    pool.num_workers, pool.held = 8, lambda key: False
+    scene.finish(dispatcher)
+    scene.turns(dispatcher, 3)
+    assert pool.expected == Load()
+
+
+def test_no_more_jobs_are_expected_of_a_tenant_than_may_run_or_than_there_may_be_workers(tmp_path: Path) -> None:
+    for limit, expected in ((2, 2), (50, 4)):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        scene = Scene(folder, Memory({}), quota=Quota(max_running=limit))
+        for _ in range(9):
+            scene.submit(ADAPT)
+        dispatcher = scene.coordinator()
+        pool: Any = dispatcher.pool
+        pool.num_workers, pool.max_workers = 0, 4
+        scene.turns(dispatcher, 2)
+        assert pool.expected == Load(num_calls=expected)
 
 
 def test_a_round_whose_task_kills_every_worker_fails_with_its_name(scene: Scene) -> None:

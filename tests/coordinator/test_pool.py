@@ -17,16 +17,27 @@ from reference.replay import replayed
 from common.artifacts import PriorStore
 from common.config import ClusterConfig, DatasetRef, ScheduleConfig, StudyConfig
 from common.errors import AdaptationError, ConflictError, InvalidInputError
+from common.evaluate_config import load_evaluate_config
 from common.few_shot_config import FewShotConfig
 from common.limits import Limits
 from common.loading import load
-from common.messages import AdaptResult, FewShotRequest, JobRequest, PartialSum, PartialSumRequest, Update
+from common.messages import (
+    AdaptResult,
+    EvaluateRequest,
+    FewShotRequest,
+    JobRequest,
+    PartialSum,
+    PartialSumRequest,
+    Update,
+)
 from common.meta.prior import Prior, initial_prior
+from common.space.released import DARTS_V2
 from common.storage import ArtifactFolder
 from common.tasks import DatasetFile, FewShotTask, TaskChoice
 from coordinator import study
 from coordinator.calls import Outcome
 from coordinator.local import LocalExecutor
+from coordinator.nodes import Nodes
 from coordinator.outer import OuterStep
 from coordinator.pool import MAX_IN_FLIGHT, RayPool
 from coordinator.rounds import Result, plan, request_of
@@ -59,10 +70,10 @@ def undisturbed_digest(config: StudyConfig, tmp_path_factory: pytest.TempPathFac
 def make_pool() -> Iterator[Callable[..., RayPool]]:
     pools: list[RayPool] = []
 
-    def make(num_workers: int = 2, **cluster: object) -> RayPool:
+    def make(num_workers: int = 2, nodes: Callable[[], Nodes | None] = lambda: None, **cluster: object) -> RayPool:
         name = f"test-{os.getpid()}-{time.monotonic_ns()}"
         settings = ClusterConfig.model_validate({"task_timeout_s": 120.0, **cluster})
-        pools.append(RayPool(name, num_workers, 0.0, settings, time.monotonic, logging.getLogger("test")))
+        pools.append(RayPool(name, num_workers, 0.0, settings, time.monotonic, logging.getLogger("test"), nodes=nodes))
         return pools[-1]
 
     yield make
@@ -218,8 +229,8 @@ class Reluctant:
         if len(self.starts.read_text().splitlines()) <= 2:
             raise RuntimeError("the driver is not ready")
 
-    def status(self) -> str:
-        return "ready"
+    def status(self) -> WorkerStatus:
+        return WorkerStatus("reluctant", os.getpid(), "cpu", None, 0)
 
     def adapt(self, request: object, prior: Prior) -> str:
         return "adapted"
@@ -490,7 +501,7 @@ def test_a_worker_without_room_gets_no_calls_until_there_is_some(
     found = collect(pool, 2 * MAX_IN_FLIGHT * cpus)
     assert all(outcome.result is not None for outcome in found.values())
     assert pool.num_workers == cpus and pool.num_replaced == 0
-    assert pool.num_by_state == {"running": cpus, "starting": 1, "wanted": cpus + 1, "lent": 0}
+    assert pool.num_by_state == {"running": cpus, "starting": 1, "wanted": cpus + 1, "lent": 0, "leaving": 0}
 
 
 def test_a_pool_grows_and_shrinks_with_the_cluster(
@@ -507,6 +518,70 @@ def test_a_pool_grows_and_shrinks_with_the_cluster(
     assert [status.pid for status in pool.status(PATIENCE_S)] == [pid], "the one at work stays"
     pool.resize(1)
     assert [status.pid for status in pool.status(PATIENCE_S)] == [pid]
+    assert pool.num_replaced == 0
+
+
+# A node that is about to be taken away: said to be, as this cluster has but one
+
+
+class Announced:
+    """Announces once that a node is drained, and what it had is elsewhere from then on."""
+
+    def __init__(self) -> None:
+        self.waiting: Nodes | None = None
+
+    def node_of(self, pid: int, left_s: float | None, pool: RayPool) -> None:
+        (node,) = {status.node_id for status in pool.status(PATIENCE_S) if status.pid == pid}
+        self.waiting = Nodes(draining={node: left_s})
+
+    def __call__(self) -> Nodes | None:
+        waiting, self.waiting = self.waiting, None
+        return waiting
+
+
+def test_a_worker_that_has_to_leave_ends_what_it_works_on_and_hands_over_the_rest(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    announced = Announced()
+    pool = make_pool(1, announced)
+    evaluation = EvaluateRequest(
+        "sliced",
+        1,
+        DARTS_V2,
+        load_evaluate_config("smoke", ["epochs=1000", "train_per_class=10", "test_per_class=5"]),
+        DatasetRef(source="digits"),
+        None,
+        str(tmp_path / "sliced"),
+        1e6,
+    )
+    pool.submit("sliced", evaluation, None)
+    pool.submit("behind it", job(config, "behind it", tmp_path), prior)
+    pid = wait_until_at_work(pool, "sliced").pid
+    announced.node_of(pid, None, pool)
+    found = collect(pool, 2)
+    assert found["sliced"].result.summary is None and found["sliced"].result.epochs_done < 1000, "handed over"
+    assert found["behind it"].result.job_id == "behind it"
+    pool.poll(0.0)
+    (status,) = pool.status(PATIENCE_S)
+    assert status.pid != pid and pool.num_replaced == 0, "it was at no fault"
+
+
+def test_a_worker_told_to_end_costs_no_attempt_of_what_it_was_given(
+    config: StudyConfig, prior: Prior, make_pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    pool = make_pool(1)
+    for key, steps in (("at work", 200), ("behind it", 2)):
+        pool.submit(key, job(config, key, tmp_path, steps), prior)
+    os.kill(wait_until_at_work(pool, "at work").pid, signal.SIGTERM)
+    found: dict[str, Outcome] = {}
+    while len(found) < 2:
+        for key, outcome in collect(pool, 1).items():
+            if outcome.lost:
+                assert not outcome.uses_attempt
+                pool.submit(key, job(config, key, tmp_path), prior)
+            else:
+                found[key] = outcome
+    assert all(outcome.error is None for outcome in found.values())
     assert pool.num_replaced == 0
 
 

@@ -18,6 +18,7 @@ from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import Job, JobState, MetaTrainSpec
 from coordinator.local import LocalExecutor
+from coordinator.scaling import Load
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Quota, Study
@@ -37,8 +38,9 @@ class OneWorker:
 
     gpus_per_worker = 0.0
     num_workers = 1
-    num_by_state: Mapping[str, int] = {"running": 1, "starting": 0, "wanted": 1, "lent": 0}
+    num_by_state: Mapping[str, int] = {"running": 1, "starting": 0, "wanted": 1, "lent": 0, "leaving": 0}
     num_replaced = 0
+    max_workers = 1
 
     def __init__(self, times_lost: int = 0) -> None:
         self.times_lost = times_lost
@@ -50,6 +52,9 @@ class OneWorker:
     @property
     def num_pending(self) -> int:
         return len(self.waiting)
+
+    def expect(self, load: Load) -> None:
+        assert load == Load(), "all the workers that there may be are there"
 
     def submit(self, key: str, request: Any, prior: Prior) -> None:
         self.waiting.append((key, request, prior))

@@ -15,7 +15,7 @@ class Staff:
 
     @property
     def num_by_state(self) -> dict[str, int]:
-        return {"running": 2, "starting": 1, "wanted": 3, "lent": 0}
+        return {"running": 2, "starting": 1, "wanted": 3, "lent": 0, "leaving": 0}
 
 
 @pytest.fixture

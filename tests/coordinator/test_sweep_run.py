@@ -15,6 +15,7 @@ from common.sweep_plan import Architectures, SweepPlan, sweep_recipe
 from coordinator.calls import Outcome
 from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import Job, JobState, SweepSpec
+from coordinator.scaling import Load
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import Quota, Study
@@ -30,8 +31,9 @@ class PlayedPool:
 
     gpus_per_worker = 0.0
     num_workers = 2
-    num_by_state: Mapping[str, int] = {"running": 2, "starting": 0, "wanted": 2, "lent": 0}
+    num_by_state: Mapping[str, int] = {"running": 2, "starting": 0, "wanted": 2, "lent": 0, "leaving": 0}
     num_replaced = 0
+    max_workers = 2
     num_pending = 0
 
     def __init__(self) -> None:
@@ -39,6 +41,9 @@ class PlayedPool:
         self.all: list[SweepRequest] = []
         self.outcomes: list[Outcome] = []
         self.statuses: list[WorkerStatus] = []
+
+    def expect(self, load: Load) -> None:
+        assert load == Load(), "all the workers that there may be are there"
 
     def submit(self, key: str, request: Any, prior: Any) -> None:
         assert prior is None
