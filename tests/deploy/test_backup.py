@@ -45,6 +45,15 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+def snapshot(deployment: Deployment, file: Path) -> None:
+    """A snapshot of Redis, by commands that the service's own user may give."""
+    redis_cli = ("redis-cli", "-u", deployment.redis.url)
+    before = run(*redis_cli, "lastsave")
+    run(*redis_cli, "bgsave")
+    wait_until(lambda: run(*redis_cli, "lastsave") != before, 60)
+    shutil.copy(deployment.redis.folder / "dump.rdb", file)
+
+
 def verified(deployment: Deployment) -> dict[str, object]:
     """What `metasearch verify` says of a deployment's store and artifacts."""
     store, artifacts = deployment.settings.store, deployment.settings.artifacts
@@ -67,7 +76,7 @@ def test_what_was_backed_up_under_load_is_restored_whole_and_goes_on(deployment:
         # Back up: artifacts while all runs; then the coordinator hands its work over, for as long as the rest takes.
         run("rsync", "--archive", f"{artifacts}/", backup / "artifacts")
         deployment.stop_gracefully("supervisor", 60)
-        run("redis-cli", "-u", deployment.redis.url, "--rdb", backup / "jobs.rdb")
+        snapshot(deployment, backup / "jobs.rdb")
         run("rsync", "--archive", "--delete", f"{artifacts}/", backup / "artifacts")
         at_backup = {job.name: job.state for job in deployment.store.list_jobs(TENANT, "adapt", 1000, "").items}
         unfinished = [name for name, state in at_backup.items() if state is JobState.QUEUED]
