@@ -4,12 +4,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
 _LOOK_EVERY_S = 1.0
+_ASK_S = 2.0
 _SIGTERM = "The process receives a SIGTERM"
 _MILLISECOND_S = 1e-3
 # `NodeDeathInfo.Reason` of Ray's protocol: told to end, its drain's deadline over, removed by the autoscaler.
@@ -85,10 +88,19 @@ def was_taken_away(error: RayError, node_id: str | None) -> bool:
     """
     if isinstance(error, RayActorError) and (error.preempted or _SIGTERM in str(error)):
         return True
-    if node_id is None:
-        return False
-    try:
-        found = next((node for node in ray.nodes() if node["NodeID"] == node_id), None)  # type: ignore[no-untyped-call]
-    except Exception:  # noqa: BLE001 the edge: the control store is away, and nothing is known
-        return False
-    return found is not None and not found["Alive"] and found["DeathReason"] in _TAKEN_AWAY
+    found = [node for node in _known_within(_ASK_S) if node["NodeID"] == node_id] if node_id is not None else []
+    return any(not node["Alive"] and node["DeathReason"] in _TAKEN_AWAY for node in found)
+
+
+def _known_within(timeout_s: float) -> list[dict[str, Any]]:
+    """All nodes that there were, none if Ray's control store does not answer in time: it may keep one for a minute."""
+    found: list[dict[str, Any]] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # the edge: whatever Ray raises, nothing is known then
+            found.extend(ray.nodes())  # type: ignore[no-untyped-call]
+
+    thread = threading.Thread(target=ask, name="nodes", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return list(found)

@@ -25,8 +25,8 @@ from coordinator.store.jobs import JobStore
 from coordinator.store.records import Quota, Study
 
 RAY = str(Path(sys.executable).parent / "ray")
-# A busy machine is slow to start nodes, and to answer health checks.
-PATIENCE = {"RAY_raylet_start_wait_time_s": "180", "RAY_health_check_timeout_ms": "30000"}
+PATIENCE = {"RAY_health_check_timeout_ms": "30000"}  # a busy machine is slow to answer
+START_S = 600.0
 _FREE_PORTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
 _POLL_S = 0.1
 
@@ -41,7 +41,7 @@ class RayHosts:
 
     def __init__(self, head: tuple[str, ...] = (), environment: Mapping[str, str] | None = None) -> None:
         # Short: Ray puts sockets there, whose paths are limited to 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="hosts-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="elastic-", dir="/tmp"))
         self._environment = {**environment_without_ray(), **PATIENCE, "RAY_AUTH_MODE": "disabled"}
         self._node_environment = {**self._environment, **(environment or {})}
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -56,8 +56,8 @@ class RayHosts:
                 *(f"--{name}-port={free_port()}" for name in ("dashboard", "ray-client-server")),
             )
             folder = f"--temp-dir={self.folder / 'ray'}"
-            self._start_node("head", 0, "--head", "--include-dashboard=false", folder, *ports, *self._head)
-            self._connect()
+            arguments = ("--head", "--include-dashboard=false", folder, *ports, *self._head)
+            self._start_node("head", 0, self._is_connected, *arguments)
         except BaseException:
             self.__exit__()
             raise
@@ -73,8 +73,8 @@ class RayHosts:
     def add_node(self, num_cpus: int = 1) -> "Host":
         """Another node; returns once it has joined."""
         known = self.alive()
-        process = self._start_node(f"node-{len(self._processes)}", num_cpus, f"--address={self.address}")
-        until(lambda: self.alive() - known, 180.0)
+        name, address = f"node-{len(self._processes)}", f"--address={self.address}"
+        process = self._start_node(name, num_cpus, lambda: bool(self.alive() - known), address)
         (node_id,) = self.alive() - known
         return Host(process, node_id)
 
@@ -96,12 +96,22 @@ class RayHosts:
             parts.append(f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]))
         return "\n".join(parts)
 
-    def _start_node(self, name: str, num_cpus: int, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start_node(
+        self, name: str, num_cpus: int, is_up: Callable[[], bool], *arguments: str
+    ) -> subprocess.Popen[bytes]:
         ports = [f"--{port}-port=0" for port in (*_FREE_PORTS, "node-manager", "object-manager")]
         sizes = [f"--num-cpus={num_cpus}", "--num-gpus=0", "--object-store-memory=100000000"]
         workers = ["--min-worker-port=0", "--max-worker-port=0"]
         command = [RAY, "start", "--block", "--disable-usage-stats", *sizes, *ports, *workers, *arguments]
-        return self._start(name, command, self._node_environment)
+        deadline_s = time.monotonic() + START_S
+        while time.monotonic() < deadline_s:
+            process = self._start(name, command, self._node_environment)
+            # On a busy machine Ray gives up on its own processes after 30 s: then once more.
+            until(lambda: process.poll() is not None or is_up(), START_S)  # noqa: B023 it is called here
+            if process.poll() is None:
+                return process
+            kill_with_descendants(process)
+        raise TimeoutError(f"{name} did not come up; its log:\n{self.logs()}")
 
     def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -111,16 +121,13 @@ class RayHosts:
         self._processes.append(process)
         return process
 
-    def _connect(self) -> None:
-        def connected() -> bool:
-            try:
-                ray.init(self.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, RuntimeError):  # it is not up yet
-                ray.shutdown()
-                return False
-            return True
-
-        until(connected, 600.0)
+    def _is_connected(self) -> bool:
+        try:
+            ray.init(self.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError):  # it is not up yet
+            ray.shutdown()
+            return False
+        return True
 
 
 class Host:
@@ -208,7 +215,8 @@ def autoscaling_config(address: str, resources: Mapping[str, float], most: int, 
         is_v2: for the second generation of the autoscaler.
     """
     provider: dict[str, Any] = {
-        "type": "fake_multinode",
+        "type": "external",  # by name it wants a file that Ray's wheels do not have
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
         "gcs_address": address,
         "use_node_id_as_ip": True,
         "disable_node_updaters": True,
