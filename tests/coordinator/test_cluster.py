@@ -1,10 +1,13 @@
 """How many workers a cluster gives, and what its errors become."""
 
+import socket
+
 import pytest
 import ray
 
 from common.config import ClusterConfig
 from common.errors import AdaptationError, InvalidInputError, UnavailableError
+from coordinator import cluster
 from coordinator.cluster import cause_of, connect, worker_resources
 
 
@@ -49,6 +52,20 @@ def test_too_small_a_cluster_says_what_it_has_and_what_to_change(
 def test_no_cluster_at_an_address_is_unavailable_and_names_it() -> None:
     with pytest.raises(UnavailableError, match="127.0.0.1:1"):
         connect("127.0.0.1:1")
+
+
+def test_a_server_that_accepts_and_does_not_answer_is_unavailable_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_CONNECT_TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UnavailableError, match=rf"127.0.0.1:{port}.*does not greet as gRPC within 0.3 s"):
+            connect(f"127.0.0.1:{port}")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_address_of_a_cluster_is_told_from_one_where_nothing_answers() -> None:
+    cluster._check_answers(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.ray
