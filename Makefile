@@ -54,7 +54,7 @@ deploy-check: $(INSTALLED) data redis ## Lint what deploy/ holds, and run it as 
 	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m deploy tests/deploy $(ARGS)
 
 multinode: $(INSTALLED) data redis ## Run the service over several hosts, made of network namespaces, and break them (root)
-	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m multinode tests/multinode $(ARGS)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -s -m multinode tests/multinode $(ARGS)
 
 sanitize: $(INSTALLED) ## Run the native cell's tests on a build with ASan and UBSan
 	$(BIN)/python tests/sanitize.py
