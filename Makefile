@@ -60,7 +60,7 @@ deploy-check: $(INSTALLED) data redis browser prometheus ## Lint what deploy/ ho
 	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m deploy tests/deploy $(ARGS)
 
 multinode: $(INSTALLED) data redis ## Run the service over several hosts, made of network namespaces, and break them (root)
-	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -m multinode tests/multinode $(ARGS)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -s -m multinode tests/multinode $(ARGS)
 
 screenshots: $(INSTALLED) browser ## Take the pictures of docs/dashboard.md, of a live service
 	PYTHONPATH=.:tests $(BIN)/python tests/deploy/screenshots.py $(ARGS)

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import ray
 from ray.exceptions import RayTaskError
 from ray.job_config import JobConfig
@@ -135,16 +136,31 @@ def worker_resources(config: ClusterConfig, may_wait: bool = False) -> tuple[int
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would try for five minutes to reach an address at which nothing answers."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    """Ray itself would try for minutes to reach an address at which nothing answers, or something that is not Ray."""
+    target = address.removeprefix("ray://")
+    host, separator, port = target.rpartition(":")
     if not separator or not port.isdecimal():
         return  # `auto`, or what Ray alone can resolve
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+        _check_speaks_grpc(target)
     except (OSError, OverflowError) as error:
         raise UnavailableError(
             f"no Ray cluster answers at {address!r}: {error}; check --address, or leave it out for a local one"
         ) from None
+
+
+def _check_speaks_grpc(target: str) -> None:
+    """A head that hangs, or another server there, accepts connections too, but does not greet as gRPC does."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return  # Ray's own certificates would be needed
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(_CONNECT_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            raise TimeoutError(
+                f"it accepts connections, but does not greet as gRPC within {_CONNECT_TIMEOUT_S:g} s"
+            ) from None
 
 
 def cause_of(error: RayTaskError) -> MetaSearchError:

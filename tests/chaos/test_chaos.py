@@ -194,9 +194,8 @@ def audit(deployment: Deployment, load_: Load, trained: pb.Job | None, folder: P
     assert store.counts([TENANT])[TENANT]["queued"] == store.counts([TENANT])[TENANT]["running"] == 0
     check_lineage(store, TENANT, "adapt", load("smoke", SETTINGS, environment={}), folder / "lineage")
     if trained is not None:
-        undisturbed = undisturbed_digest(
-            load("smoke", [*SETTINGS, f"rounds={ROUNDS}"], environment={}), folder / "undisturbed"
-        )
+        config = load("smoke", [*SETTINGS, f"rounds={ROUNDS}"], environment={})
+        undisturbed = undisturbed_digest(config, ROUNDS, folder / "undisturbed")
         report["meta_train_versions"] = trained.meta_train_result.prior_version
         report["meta_train_sha256_equal"] = trained.meta_train_result.prior_sha256 == undisturbed
         made = list(reversed(all_priors(store, TENANT, "train")))

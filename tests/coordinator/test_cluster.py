@@ -1,5 +1,7 @@
 """How many workers a cluster gives, and what its errors become."""
 
+import socket
+
 import pytest
 import ray
 
@@ -64,6 +66,20 @@ def test_workers_of_a_service_may_wait_for_room_but_someone_must_know_whether_th
 def test_no_cluster_at_an_address_is_unavailable_and_names_it() -> None:
     with pytest.raises(UnavailableError, match="127.0.0.1:1"):
         connect("127.0.0.1:1")
+
+
+def test_a_server_that_accepts_and_does_not_answer_is_unavailable_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_CONNECT_TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UnavailableError, match=rf"127.0.0.1:{port}.*does not greet as gRPC within 0.3 s"):
+            connect(f"127.0.0.1:{port}")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_address_of_a_cluster_is_told_from_one_where_nothing_answers() -> None:
+    cluster._check_answers(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.ray

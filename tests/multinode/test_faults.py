@@ -122,7 +122,7 @@ def break_under_load(service: HostedService, faults: Sequence[Fault], folder: Pa
     finally:
         observer.close()
     store = service.store
-    config = load("smoke", [*SETTINGS, f"rounds={version}"], environment={})
+    config = load("smoke", [*SETTINGS, f"rounds={MANY}"], environment={})
     report = {
         "recovery": [asdict(found) for found in recoveries],
         "detection": DETECTION,
@@ -130,7 +130,7 @@ def break_under_load(service: HostedService, faults: Sequence[Fault], folder: Pa
         "training_jobs": len(training.names),
         "versions": version,
         "sha256": digest,
-        "sha256_undisturbed": undisturbed_digest(config, folder / "undisturbed"),
+        "sha256_undisturbed": undisturbed_digest(config, version, folder / "undisturbed"),
         **count_losses(store, TENANT, "adapt", load_.names),
         "clients_asked_again": len(load_.asked_again) + len(training.asked_again),
         "epochs": store.epoch(),

@@ -11,7 +11,7 @@ from common.artifacts import PriorStore
 from common.config import StudyConfig
 from common.limits import Limits
 from common.messages import JobRequest
-from common.meta.prior import initial_prior
+from common.meta.prior import Prior, initial_prior
 from coordinator import outer, study
 from coordinator.jobs import AdaptSpec, Job, JobState
 from coordinator.local import LocalExecutor
@@ -106,9 +106,19 @@ def check_lineage(store: JobStore, tenant: str, study_id: str, config: StudyConf
         assert pointer.digest == prior.digest(), f"version {pointer.version}"
 
 
-def undisturbed_digest(config: StudyConfig, folder: Path) -> str:
-    """The SHA-256 of the prior that the rounds of `config` make in this process, where nothing goes wrong."""
+def undisturbed_digest(config: StudyConfig, version: int, folder: Path) -> str:
+    """The SHA-256 of a version of a study's prior, made in this process, where nothing goes wrong."""
     torch.set_num_threads(1)
-    store = PriorStore(folder)
-    executor = LocalExecutor(choose_device())
-    return study.run(study.begin(store, config), config, executor, store, [], time.monotonic).digest()
+    store, executor = PriorStore(folder), LocalExecutor(choose_device())
+    made: list[Prior] = []
+    study.run(
+        study.begin(store, config),
+        config,
+        executor,
+        store,
+        [],
+        time.monotonic,
+        should_stop=lambda: bool(made) and made[-1].version == version,
+        on_round=lambda prior, metrics: made.append(prior),
+    )
+    return made[-1].digest()
