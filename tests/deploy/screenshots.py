@@ -14,7 +14,6 @@ from reference.live_service import LiveService, Work, live_service, submit_work
 from rich.console import Console
 
 from coordinator.api.client import SearchClient
-from coordinator.api.stubs import search_pb2 as pb
 from coordinator.job_table import render
 from coordinator.live_jobs import LiveJobs
 
@@ -37,12 +36,10 @@ def main() -> None:
 
 
 def fill_queue(client: SearchClient) -> None:
-    """A job that fails, and some that wait."""
-    wrong = client.submit("studies/digits", "digits", classes=["1", "7", "eleven"], priority=9).name
+    """Some jobs that wait."""
     for seed in range(2):
         client.submit("studies/digits", "digits", num_ways=3, seed=seed)
     client.meta_train("studies/digits", until_version=50)
-    until(lambda: client.get_job(wrong).state == pb.JOB_STATE_FAILED, "the job to fail", 60.0)
 
 
 def take_all(service: LiveService, work: Work, folder: Path) -> None:
@@ -91,9 +88,10 @@ def take_actors(dashboard: Dashboard, work: Work) -> None:
 
 def take_worker(dashboard: Dashboard, work: Work) -> None:
     """What a worker has done, and is doing."""
-    dashboard.open_actor(worker_of(dashboard, work.endless))
+    task = f"job {id_of(work.endless)}: adapt, attempt 1"
+    dashboard.open_actor(dashboard.tasks()[task]["actor_id"])
     dashboard.page.get_by_label("Name", exact=True).fill("attempt")  # leaves the tasks of rounds out, which are many
-    dashboard.wait_for_text(f"job {id_of(work.endless)}: adapt, attempt 1")
+    dashboard.wait_for_text(task)
     scroll_to(dashboard, "Tasks History")
 
 
@@ -111,12 +109,6 @@ def scroll_to(dashboard: Dashboard, heading: str) -> None:
     section = dashboard.page.get_by_text(heading, exact=True).last
     section.evaluate("element => element.scrollIntoView()")
     dashboard.page.evaluate("window.scrollBy(0, -110)")
-
-
-def worker_of(dashboard: Dashboard, job: str) -> str:
-    """The actor that has a task of a job."""
-    found = dashboard.ask("api/v0/tasks", detail="1", limit="10000")["data"]["result"]["result"]
-    return next(str(task["actor_id"]) for task in found if id_of(job) in task["name"] and task["state"] == "RUNNING")
 
 
 def id_of(job: str) -> str:

@@ -37,14 +37,14 @@ def dashboard(service: LiveService) -> Iterator[Dashboard]:
         yield found
 
 
-def test_without_the_token_nothing_is_told(service: LiveService, dashboard: Dashboard) -> None:
+def test_without_the_token_nothing_is_told(dashboard: Dashboard) -> None:
     for token in ("", "0" * 64):
         with pytest.raises(urllib.error.HTTPError) as caught:
             dashboard.ask("api/v0/actors", token=token)
         assert caught.value.code in (401, 403)
         caught.value.close()
-    with open_dashboard(service.dashboard_url, "0" * 64) as stranger:
-        stranger.page.goto(f"{service.dashboard_url}/#/actors")
+    with dashboard.as_somebody("0" * 64) as stranger:
+        stranger.open("actors")
         field = stranger.page.get_by_label("Authentication Token", exact=True)
         field.fill("0" * 64)
         field.press("Enter")
@@ -68,16 +68,13 @@ def test_the_coordinator_and_the_workers_appear_with_speaking_names_and_states(
 
 
 def test_what_runs_is_shown_with_the_id_of_its_job(dashboard: Dashboard, work: Work) -> None:
-    coordinator, worker, host = (
-        actor_of(dashboard, kind) for kind in ("ServiceCoordinator", "SearchWorker", "SweepHost")
-    )
-    for actor, task in (
-        (coordinator, "run the jobs of the service"),
-        (worker, f"job {id_of(work.endless)}: adapt, attempt 1"),
-        (host, f"job {id_of(work.sweep)}: sweep, attempt 1"),
+    for task, kind in (
+        ("run the jobs of the service", "ServiceCoordinator"),
+        (f"job {id_of(work.endless)}: adapt, attempt 1", "SearchWorker"),
+        (f"job {id_of(work.sweep)}: sweep, attempt 1", "SweepHost"),
     ):
-        dashboard.open_actor(actor)
-        dashboard.wait_for_text(task)
+        dashboard.open_actor(dashboard.tasks()[task]["actor_id"])
+        dashboard.wait_for_text(task, kind)
         (row,) = (row for row in dashboard.rows() if row["Name"] == task)
         assert row["State"] == "RUNNING"
 
@@ -85,16 +82,17 @@ def test_what_runs_is_shown_with_the_id_of_its_job(dashboard: Dashboard, work: W
 def test_what_has_ended_is_shown_with_the_id_of_its_job_and_status_calls_are_not(
     dashboard: Dashboard, work: Work
 ) -> None:
-    def tasks() -> dict[str, str]:
-        found = dashboard.ask("api/v0/tasks", detail="1", limit="10000")["data"]["result"]["result"]
-        return {task["name"]: task["state"] for task in found}
-
     wanted = [f"job {id_of(job)}: adapt, attempt 1" for job in work.adapted]
     wanted.append(f"job {id_of(work.few_shot)}: few_shot, attempt 1")
-    first = "round-00000/family-0/task-00"
-    until(lambda: all(tasks().get(name) == "FINISHED" for name in wanted), f"{wanted} in {tasks()}")
-    assert any(name.startswith(f"job {id_of(work.trained)}: adapt {first}") for name in tasks())
-    assert not [name for name in tasks() if "status" in name]
+
+    def have_ended() -> bool:
+        found = dashboard.tasks()
+        return all(name in found and found[name]["state"] == "FINISHED" for name in wanted)
+
+    until(have_ended, f"the tasks {wanted} to be told of")
+    first = f"job {id_of(work.trained)}: adapt round-00000/family-0/task-00"
+    assert any(name.startswith(first) for name in dashboard.tasks())
+    assert not [name for name in dashboard.tasks() if "status" in name]
 
 
 def test_ray_jobs_have_names_and_a_sweep_the_id_of_its_job(dashboard: Dashboard, work: Work) -> None:
@@ -108,11 +106,15 @@ def test_ray_jobs_have_names_and_a_sweep_the_id_of_its_job(dashboard: Dashboard,
 def test_logs_of_coordinator_and_workers_are_reachable_and_tell_of_jobs_and_rounds(
     dashboard: Dashboard, work: Work
 ) -> None:
-    coordinator, worker = (actor_of(dashboard, kind) for kind in ("ServiceCoordinator", "SearchWorker"))
-    dashboard.open(f"actors/{coordinator}")
-    dashboard.wait_for_text(f"job={id_of(work.trained)} round=6")
-    dashboard.open(f"actors/{worker}")
-    dashboard.wait_for_text(f"job={id_of(work.endless)} attempt=1")
+    coordinator = dashboard.tasks()["run the jobs of the service"]["actor_id"]
+    worker = dashboard.tasks()[f"job {id_of(work.endless)}: adapt, attempt 1"]["actor_id"]
+    for actor, job, line in (
+        (coordinator, work.trained, f"job={id_of(work.trained)} round=6"),
+        (worker, work.endless, f"job={id_of(work.endless)} attempt=1"),
+    ):
+        dashboard.open(f"actors/{actor}")
+        dashboard.find_in_log(id_of(job))
+        dashboard.wait_for_text(line)
 
     log = dashboard.log_of(coordinator)
     assert f"{work.trained} has succeeded job={id_of(work.trained)}" in log
@@ -123,9 +125,3 @@ def test_logs_of_coordinator_and_workers_are_reachable_and_tell_of_jobs_and_roun
 
 def is_worker(actor: dict[str, object]) -> bool:
     return actor["class_name"] == "SearchWorker"
-
-
-def actor_of(dashboard: Dashboard, kind: str) -> str:
-    """The only actor of a kind that lives: of two workers one makes room for the sweep."""
-    (found,) = (actor["actor_id"] for actor in dashboard.actors() if actor["class_name"] == kind)
-    return str(found)

@@ -36,6 +36,15 @@ class Dashboard:
         self.url = url
         self._token = token
 
+    @contextlib.contextmanager
+    def as_somebody(self, token: str) -> Iterator["Dashboard"]:
+        """The dashboard for somebody else, with another token."""
+        page = self.page.context.browser.new_page()
+        try:
+            yield Dashboard(page, self.url, token)
+        finally:
+            page.close()
+
     def log_in(self) -> None:
         """Gives the token to the dialogue that asks for it, as a person does."""
         self.page.goto(self.url)
@@ -50,6 +59,7 @@ class Dashboard:
 
     def open_actor(self, actor_id: str) -> None:
         """Goes to the page of an actor, and unfolds its tasks there."""
+        self.page.goto("about:blank")  # what was unfolded for another actor would stay so
         self.open(f"actors/{actor_id}")
         self.page.get_by_text("Tasks History").click()
         self.page.locator("table").first.wait_for(state="visible")
@@ -58,6 +68,10 @@ class Dashboard:
         """Until the page shows all of these."""
         for text in texts:
             self.page.get_by_text(text).first.wait_for(state="visible")
+
+    def find_in_log(self, keyword: str) -> None:
+        """Has the log of the page show the lines that have a keyword; without one, it shows the first few."""
+        self.page.get_by_label("Keyword").first.fill(keyword)
 
     def text(self) -> str:
         """All that the page shows."""
@@ -92,6 +106,11 @@ class Dashboard:
         """Actors that live, as the dashboard's interface tells."""
         found = self.ask("api/v0/actors", detail="1", limit="1000")["data"]["result"]["result"]
         return [actor for actor in found if actor["state"] == "ALIVE"]
+
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """Tasks by name, as the dashboard's interface tells."""
+        found = self.ask("api/v0/tasks", detail="1", limit="10000")["data"]["result"]["result"]
+        return {task["name"]: task for task in found}
 
     def log_of(self, actor_id: str) -> str:
         """What an actor has written to standard error."""

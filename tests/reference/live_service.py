@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from coordinator.api.client import SearchClient
 from coordinator.api.stubs import search_pb2 as pb
 
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 400.0
 _SERVING = re.compile(r"Serving on (127\.0\.0\.1:\d+)")
 _DASHBOARD = re.compile(r"Ray dashboard: (http://\S+); it asks for a token")
 ENDLESS = 1_000_000
@@ -87,6 +87,7 @@ class Work:
     Attributes:
         trained: meta-training that has ended.
         adapted: tasks that were adapted to, and have ended.
+        failed: a task with a class that its data does not have.
         few_shot: a handful of images that were labelled.
         endless: a task that is adapted to until it is cancelled.
         sweep: of another study, that runs.
@@ -94,6 +95,7 @@ class Work:
 
     trained: str
     adapted: tuple[str, ...]
+    failed: str
     few_shot: str
     endless: str
     sweep: str
@@ -108,15 +110,17 @@ def submit_work(client: SearchClient, steps: int = ENDLESS) -> Work:
     adapted = tuple(client.submit(digits, "digits", num_ways=3, steps=40, seed=seed).name for seed in range(3))
     support = {name: digit_files(label, range(3)) for name, label in (("three", 3), ("five", 5), ("eight", 8))}
     few_shot = client.few_shot(handfuls, support, digit_files(3, range(5, 8)) + digit_files(8, range(5, 8))).name
+    failed = client.submit(digits, "digits", classes=["1", "7", "eleven"]).name
+    assert client.wait(failed).state == pb.JOB_STATE_FAILED
     for name in (trained, *adapted, few_shot):
         ended = client.wait(name)
         assert ended.state == pb.JOB_STATE_SUCCEEDED, ended
     endless = client.submit(digits, "digits", num_ways=3, steps=steps, train_per_class=20).name
     until(lambda: client.get_job(endless).progress.done > 5, "the endless job to run", START_TIMEOUT_S)
     space = {"inner.steps": {"choice": [2, 3, 4]}}
-    sweep = client.sweep(digits, {"space": space, "trials": 6, "tasks": 2}).name
+    sweep = client.sweep(digits, {"space": space, "trials": 200, "tasks": 2}).name
     until(lambda: client.get_job(sweep).progress.metrics["trials_running"], "a trial to run", START_TIMEOUT_S)
-    return Work(trained, adapted, few_shot, endless, sweep)
+    return Work(trained, adapted, failed, few_shot, endless, sweep)
 
 
 def digit_files(label: int, numbers: range) -> list[bytes]:
