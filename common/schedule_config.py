@@ -19,7 +19,8 @@ class ScheduleConfig(Frozen):
     synchronous: once all tasks of a round are back, so that a prior does not depend on who was fast. With a deadline,
     rounds that are late go on without their stragglers.
     buffered: whenever enough updates are back, while other tasks go on (buffered asynchronous aggregation, Nguyen et
-    al. 2022). No worker ever waits for another. What a prior learns then depends on who was fast, and is logged.
+    al. 2022). No worker ever waits for another. What a prior learns then depends on who was fast, and is logged; every
+    version counts as a round.
     """
 
     mode: Literal["synchronous", "buffered"] = "synchronous"

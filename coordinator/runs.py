@@ -241,6 +241,8 @@ class AdaptRun(CallRun):
         inner = self.config.adapt if spec.steps is None else self.config.adapt.model_copy(update={"steps": spec.steps})
         self.steps = inner.steps + (spec.fine_tune_steps or 0)
         if spec.contribute:
+            # Read now: once there is a result, the store may be away.
+            self.intake = self.desk.priors.carried(job.tenant, job.study, job.base_version)
             self.desk.store.open_plan(
                 self.desk.epoch,
                 job.tenant,
@@ -280,8 +282,7 @@ class AdaptRun(CallRun):
             raise AdaptationError(f"the update cannot enter the prior: {rejection.reason} ({rejection.detail})")
         following = outer.finish()
         metrics = dict(architecture_metrics(following, self.config))
-        intake = desk.priors.carried(job.tenant, job.study, self.prior.version)
-        pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics, intake)
+        pointer = desk.priors.save(job.tenant, job.study, following, job.job_id, metrics, self.intake)
         stored = result_of({**result.summary, "contributed_version": following.version}, result.artifacts, self.url)
 
         def commit() -> None:

@@ -374,7 +374,7 @@ class Chance:
                     return
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.sampled_from([1, 3, 10]))
 def test_whatever_is_killed_every_task_counts_at_most_once_and_the_log_makes_the_same_priors(seed, size, limit):
     config = buffered(tiny_config(rounds=ROUNDS, weighting="examples"), buffer_size=size, max_staleness=limit)
@@ -390,7 +390,7 @@ def test_whatever_is_killed_every_task_counts_at_most_once_and_the_log_makes_the
     assert [prior.digest() for prior in again] == [prior.digest() for prior in priors]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32))
 def test_where_nothing_is_lost_the_first_tasks_count_and_no_others(seed):
     config = buffered(tiny_config(rounds=ROUNDS), buffer_size=3, max_staleness=100)
@@ -401,7 +401,7 @@ def test_where_nothing_is_lost_the_first_tasks_count_and_no_others(seed):
     assert len(chance.begun) == len(set(chance.begun)) == 3 * ROUNDS
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32))
 def test_a_few_shot_study_follows_from_its_log_too_with_adam(seed):
     config = buffered(tiny_config(rounds=ROUNDS, few_shot={}), buffer_size=2)

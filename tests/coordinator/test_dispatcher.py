@@ -981,7 +981,7 @@ def test_data_that_cannot_be_had_uses_attempts_up(
     def load(config: Any) -> Any:
         raise problem
 
-    monkeypatch.setattr("coordinator.runs.load_catalogs", load)
+    monkeypatch.setattr("coordinator.train_run.load_catalogs", load)
     job = scene.submit(spec, max_attempts=3)
     dispatcher = scene.coordinator()
     dispatcher.pool.script = lambda key, request, prior: Outcome(key, error=problem)  # type: ignore[attr-defined]
