@@ -39,8 +39,8 @@ class ServiceSettings(Frozen):
     listen: str = "127.0.0.1:7171"
     """HOST:PORT of the gateway; port 0 takes a free one."""
     health_listen: str = ""
-    """HOST:PORT where the gateway tells its health, and nothing else, without TLS: for probes that know none. Nowhere if
-    empty."""
+    """HOST:PORT where the gateway tells its health, and nothing else, without TLS: for probes that know none. Nowhere
+    if empty."""
     tls: TlsSettings = TlsSettings()
     insecure: bool = False
     """Serve without TLS beyond the loopback, where something in front of it ends TLS."""
