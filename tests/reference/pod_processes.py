@@ -120,6 +120,7 @@ class PodProcesses:
         # What the operator adds to the pods of a cluster with a token.
         found |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ADDRESS": f"127.0.0.1:{self.port['gcs']}"}
         found.pop("METASEARCH_SERVICE_METRICS_LISTEN", None)  # its port may be taken here
+        found["RAY_agent_register_timeout_ms"] = "60000"  # all start on one machine
         return found | ({CACHE_VARIABLE: str(self.shared / "cache")} if CACHE_VARIABLE in found else {})
 
     def start_metasearch(self, name: str) -> None:
@@ -153,7 +154,7 @@ class PodProcesses:
         """A head, then a pod of workers. On a busy machine Ray may give up, and is started again."""
         for name, number in (("ray-head", 0), ("ray-worker/cpu", 1)):
             self.start_ray(name, number)
-            wait_until(lambda name=name, number=number: self._is_up(name, number), 240)  # type: ignore[misc]
+            wait_until(lambda name=name, number=number: self._is_up(name, number), 600)  # type: ignore[misc]
 
     def _is_up(self, name: str, number: int) -> bool:
         if self.ended(name):
