@@ -120,7 +120,6 @@ class PodProcesses:
         # What the operator adds to the pods of a cluster with a token.
         found |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ADDRESS": f"127.0.0.1:{self.port['gcs']}"}
         found.pop("METASEARCH_SERVICE_METRICS_LISTEN", None)  # its port may be taken here
-        found["RAY_agent_register_timeout_ms"] = "60000"  # all start on one machine
         return found | ({CACHE_VARIABLE: str(self.shared / "cache")} if CACHE_VARIABLE in found else {})
 
     def start_metasearch(self, name: str) -> None:
