@@ -21,7 +21,7 @@ COORDINATOR, SEARCH_WORKER = "ray::ServiceCoordinator", "ray::SearchWorker"
 pytestmark = [
     pytest.mark.deploy,
     pytest.mark.ray,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(
         os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv", "openssl", "redis-server"))),
         reason="needs root, util-linux, openssl and redis-server",
