@@ -3,6 +3,7 @@
 import mmap
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -222,6 +223,7 @@ def test_each_secret_is_read_by_the_service_that_has_it(service: Service) -> Non
     assert read - others == service.secrets
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_secrets_are_files_that_make_secrets_makes(tmp_path: Path) -> None:
     secrets = load()["secrets"]
     assert {name: entry["file"] for name, entry in secrets.items()} == {

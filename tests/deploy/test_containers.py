@@ -24,9 +24,9 @@ from coordinator.api.stubs import search_pb2 as pb
 from coordinator.local import LocalExecutor
 from workers.device import choose_device
 
-pytestmark = [pytest.mark.deploy, pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.deploy, pytest.mark.ray, pytest.mark.timeout(3600)]
 
-WELL_WITHIN_S = 240.0
+WELL_WITHIN_S = 600.0  # a node takes 10 s on an idle machine, and minutes on one that others use too
 ENDED = dict.fromkeys(ORDER, 0)
 STUDY = "studies/digits"
 SETTINGS = ["rounds=6", "network.channels=2", "families.0.tasks_per_round=2"]

@@ -21,6 +21,7 @@ REDIS_CONF = "/etc/redis/redis.conf"
 ORDER = ("redis", "ray-head", "ray-worker", "coordinator", "gateway")
 """As `depends_on` has it."""
 _POLL_S = 0.1
+_ASK_S = 2.0  # a health check is a process, which takes from the start that it asks about
 
 
 class Containers:
@@ -136,18 +137,22 @@ class Containers:
             ).returncode
 
     def wait_until_well(self, name: str, timeout_s: float) -> None:
-        """Until the health check passes; fails at once when the process ends."""
-        self.wait(
-            lambda: self.processes[name].poll() is not None or self.health(name) == 0, f"{name} to be well", timeout_s
-        )
-        assert self.processes[name].poll() is None, f"{name} ended: {self.log(name)}"
+        """Until the health check passes; one that ends is started again, as its restart policy says."""
 
-    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+        def is_well() -> bool:
+            if self.processes[name].poll() is not None:
+                assert self.services[name].tree["restart"] == "unless-stopped"
+                self.start(name)
+            return self.health(name) == 0
+
+        self.wait(is_well, f"{name} to be well", timeout_s, _ASK_S)
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float, every_s: float = _POLL_S) -> None:
         """Waits for a condition; shows the logs where it does not come."""
         until_s = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < until_s, f"waited {timeout_s:g} s for {what}\n{self.logs()}"
-            time.sleep(_POLL_S)
+            time.sleep(every_s)
 
     def stop(self, name: str) -> int:
         """SIGTERM, and the exit status; `TimeoutExpired` when the container's grace period was not enough."""
