@@ -242,7 +242,7 @@ GATEWAY = Row(
         ),
         Panel(
             "Memory of gateways",
-            "Resident, by process.",
+            "Resident memory of each process.",
             "bytes",
             [
                 Query(
@@ -253,7 +253,7 @@ GATEWAY = Row(
         ),
         Panel(
             "Processor time of gateways",
-            "In cores, by process.",
+            "In cores, of each process.",
             "none",
             [
                 Query(
