@@ -72,10 +72,10 @@ def take_jobs(dashboard: Dashboard, work: Work) -> None:
     """Ray's jobs: the service, and a sweep with the id of its job."""
     dashboard.open("jobs")
     dashboard.wait_for_text("metasearch service", f"sweep of job {id_of(work.sweep)}")
-    # Where Python is on this machine is nobody's concern.
+    # Where Python and the settings are on this machine is nobody's concern.
     dashboard.page.locator("tbody td *").evaluate_all(
         "(found, path) => found.filter(each => each.children.length == 0)"
-        ".forEach(each => { each.textContent = each.textContent.replace(path, ''); })",
+        ".forEach(each => { each.textContent = each.textContent.replace(path, '').replace(/--settings \\S+/, ''); })",
         f"{Path(sys.executable).parent}/",
     )
 
@@ -91,6 +91,7 @@ def take_worker(dashboard: Dashboard, work: Work) -> None:
     task = f"job {id_of(work.endless)}: adapt, attempt 1"
     dashboard.open_actor(dashboard.tasks()[task]["actor_id"])
     dashboard.page.get_by_label("Name", exact=True).fill("attempt")  # leaves the tasks of rounds out, which are many
+    dashboard.page.keyboard.press("Escape")  # closes the list of names
     dashboard.wait_for_text(task)
     scroll_to(dashboard, "Tasks History")
 
