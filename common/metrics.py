@@ -122,6 +122,7 @@ class RetryCause(StrEnum):
     """Why work runs again."""
 
     WORKER_LOST = "worker_lost"
+    WORKER_TAKEN_AWAY = "worker_taken_away"
     CONFLICT = "conflict"
     DATA_UNAVAILABLE = "data_unavailable"
     STORAGE_UNAVAILABLE = "storage_unavailable"
@@ -220,10 +221,7 @@ WORKERS = _gauge(
 )
 WORKERS_REPLACED = _counter("workers_replaced", "Workers that died or hung, and were replaced")
 ROUND_SECONDS = _histogram("round_seconds", ROUND_METRICS["round_seconds"], _WORK_S)
-_STALENESS: Mapping[str, str] = {
-    "staleness_mean": "Versions made since the tasks began, mean over the updates that entered; 0 if synchronous",
-    "staleness_max": "The same of the stalest",
-}
+_STALENESS = ("staleness_mean", "staleness_max")  # 0 of a round that is silent about it
 _ROUND_LABELS: Mapping[str, tuple[str, ...]] = {
     "alpha_entropy": ("cell",),
     "parameter_free_ops": ("cell",),
@@ -232,7 +230,7 @@ _ROUND_LABELS: Mapping[str, tuple[str, ...]] = {
 ROUND_GAUGES: Mapping[str, Metric] = MappingProxyType(
     {
         name: Metric(name, MetricKind.GAUGE, description, ("tenant", "study", *_ROUND_LABELS.get(name, ())))
-        for name, description in {**_STALENESS, **ROUND_METRICS}.items()
+        for name, description in ROUND_METRICS.items()
         if name != ROUND_SECONDS.name
     }
 )

@@ -14,6 +14,7 @@ from common.messages import (
     span_of,
 )
 from common.meta.prior import Prior
+from common.metrics import RetryCause
 
 Call = AdaptRequest | PartialSumRequest | JobRequest | EvaluateRequest | SweepRequest | FewShotRequest
 """What a worker can be asked for."""
@@ -36,6 +37,11 @@ class Outcome:
     error: MetaSearchError | None = None
     lost: str = ""
     uses_attempt: bool = True
+
+    @property
+    def retry_cause(self) -> RetryCause:
+        """Why a lost call runs again."""
+        return RetryCause.WORKER_LOST if self.uses_attempt else RetryCause.WORKER_TAKEN_AWAY
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from coordinator.settings import ServiceSettings
 from coordinator.store.fenced import MAX_PAGE, SupersededError
 from coordinator.store.jobs import JobStore
 from coordinator.sweep_run import SweepRun
-from coordinator.train_run import BufferedRun, RoundsRun, train_run_of
+from coordinator.train_run import RoundsRun, TrainRun, train_run_of
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
@@ -226,9 +226,9 @@ class Dispatcher:
 
     @property
     def share(self) -> int:
-        """Calls that a run which always has more to do may have at the workers at a time. Jobs start where workers have
-        room: so that others find some, such runs together leave room for one call."""
-        num_runs = sum(isinstance(run, BufferedRun) for run in self._runs.values())
+        """Calls that a run which has many to make may have at the workers at a time. Jobs start where workers have room:
+        so that others find some, such runs together leave room for one call."""
+        num_runs = sum(isinstance(run, TrainRun) for run in self._runs.values())
         return max((MAX_IN_FLIGHT * self.pool.num_workers - 1) // max(num_runs, 1), 1)
 
     def submit(self, run: Run, key: str, request: Call, prior: Prior | None) -> None:
@@ -470,7 +470,7 @@ class Dispatcher:
         self.owe(job, commit)
         self.forget(job)
 
-    def send_back(self, run: Run, note: str, uses_attempt: bool, cause: RetryCause = RetryCause.WORKER_LOST) -> None:
+    def send_back(self, run: Run, note: str, uses_attempt: bool, cause: RetryCause) -> None:
         """RUNNING -> QUEUED, with a wait that doubles each time."""
         run.give_up()
         job = run.job

@@ -47,7 +47,7 @@ class Desk(Protocol):
         metrics: hears of what is done.
         now_s: seconds since 1970.
         monotonic_s: a clock that never jumps.
-        share: calls that a run which always has more to do may have at the workers at a time.
+        share: calls that a run which has many to make may have at the workers at a time.
     """
 
     epoch: int
@@ -85,7 +85,7 @@ class Desk(Protocol):
         """The job is no longer at hand."""
         ...
 
-    def send_back(self, run: "Run", note: str, uses_attempt: bool, cause: RetryCause = RetryCause.WORKER_LOST) -> None:
+    def send_back(self, run: "Run", note: str, uses_attempt: bool, cause: RetryCause) -> None:
         """RUNNING -> QUEUED."""
         ...
 
@@ -176,7 +176,7 @@ class CallRun(Run):
         if outcome.error is not None:
             raise outcome.error
         if outcome.lost:
-            self.desk.send_back(self, outcome.lost, uses_attempt=outcome.uses_attempt)
+            self.desk.send_back(self, outcome.lost, outcome.uses_attempt, outcome.retry_cause)
             return
         self.found(outcome.result)
 

@@ -1,7 +1,7 @@
 """Meta-training as a job at hand: round after round, or without rounds."""
 
 from abc import abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -98,7 +98,7 @@ class TrainRun(Run):
                 raise AdaptationError(
                     f"task {name} was started {self.losses[name]} times without a result; the last time {outcome.lost}"
                 )
-            self.desk.metrics.retried(RetryCause.WORKER_LOST)
+            self.desk.metrics.retried(outcome.retry_cause)
             self._submit(name, self._again(name))
             return
         result: Result = outcome.result
@@ -187,11 +187,17 @@ class RoundsRun(TrainRun):
         asked = [replace(request, job_id=self.job.job_id) for request in round_plan.requests]
         bundles = bundled(asked, self.config, self.desk.pool.max_workers)
         self.requests = {span_of(request.task_ids): request for request in bundles}
+        self.waiting = deque(self.requests)
         self._open(tuple(request.task.task_id for request in round_plan.requests))
         self.round = Round(self.prior, round_plan, self.config)
         self.started_s = self.desk.monotonic_s()
-        for name, request in self.requests.items():
-            self._submit(name, request)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Submits as many tasks as there is room for, beside what others have submitted."""
+        while self.waiting and len(self.keys) < self.desk.share:
+            name = self.waiting.popleft()
+            self._submit(name, self.requests[name])
 
     def _again(self, name: str) -> AdaptRequest | PartialSumRequest:
         return self.requests[name]
@@ -203,6 +209,7 @@ class RoundsRun(TrainRun):
     def _step_if_due(self) -> None:
         assert self.round is not None
         if not (self.round.is_complete or (self._is_late and self.round.has_quorum)):
+            self._fill()
             return
         self.give_up()  # the tasks that are late
         intake = self.round.intake
