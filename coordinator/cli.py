@@ -33,6 +33,7 @@ from coordinator import (
     profile_cli,
     report_cli,
     serving_cli,
+    simulate_cli,
     submit_cli,
     sweep_cli,
     top_cli,
@@ -79,6 +80,7 @@ meta_test_cli.register(app)
 report_cli.register(app)
 paper_cli.register(app)
 verify_cli.register(app)
+simulate_cli.register(app)
 
 _messages = Console(stderr=True, highlight=False)
 

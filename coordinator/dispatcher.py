@@ -54,6 +54,8 @@ from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
 _MEASURE_EVERY_S = 2.0
+# Asking a thousand workers how far they are, and storing it, takes a second or so: then it is done less often.
+_LOOKING_FRACTION = 0.1
 _QUICK_LOOK = 32
 
 # Beside these, meta-training, whose kind is the study's.
@@ -161,6 +163,7 @@ class Dispatcher:
         self._changed_lock = threading.Lock()
         self._look_at_queue = True
         self._last: dict[str, float] = {}
+        self._looking_s = 0.0
         self.background = ThreadPoolExecutor(1, thread_name_prefix="catalogs")
         self._end_subscription = store.ledger.subscribe(self._heard)
         self._recovered = False
@@ -197,7 +200,7 @@ class Dispatcher:
             owner = self._owner_of.pop(outcome.key, None)
             if owner is not None and owner in self._runs:
                 self._guarded(self._runs[owner], lambda run, found=outcome: run.take(found))  # type: ignore[misc]
-        for run in list(self._runs.values()):
+        for run in [run for run in self._runs.values() if type(run).look is not Run.look]:
             self._guarded(run, lambda run: run.look())
         self._follow()
         if self._every("metrics", _MEASURE_EVERY_S):
@@ -226,8 +229,8 @@ class Dispatcher:
 
     @property
     def share(self) -> int:
-        """Calls that a run which has many to make may have at the workers at a time. Jobs start where workers have room:
-        so that others find some, such runs together leave room for one call."""
+        """Calls that a run which has many to make may have at the workers at a time. Jobs start where workers have
+        room: so that others find some, such runs together leave room for one call."""
         num_runs = sum(isinstance(run, TrainRun) for run in self._runs.values())
         return max((MAX_IN_FLIGHT * self.pool.num_workers - 1) // max(num_runs, 1), 1)
 
@@ -389,8 +392,13 @@ class Dispatcher:
         """Renews leases, passes progress on, and does what users ask of running jobs."""
         with self._changed_lock:
             changed, self._changed = self._changed, set()
-        steps = self._steps() if self._runs and self._every("status", _LOOK_EVERY_S) else None
+        every_s = max(_LOOK_EVERY_S, self._looking_s / _LOOKING_FRACTION)
+        looks = bool(self._runs) and self._every("status", every_s)
         renew = self._every("leases", self.settings.lease_s / 3)
+        if not (looks or renew or changed):
+            return
+        began_s = self.monotonic_s()
+        steps = self._steps() if looks else None
         for run in list(self._runs.values()):
             progress = None if steps is None else run.progress(steps)
             is_news = progress is not None and progress != run.last_progress
@@ -420,6 +428,8 @@ class Dispatcher:
                 self.forget(run.job)
             elif found.suspended:
                 run.pause()
+        if looks:
+            self._looking_s = self.monotonic_s() - began_s
 
     def _confirm_cancel(self, job: Job) -> None:
         self.owe(job, lambda: self.store.confirm_cancel(self.epoch, job, self.now_s()))

@@ -69,6 +69,14 @@ class FixedPointSum:
     num_vectors: int
 
 
+def added(sums: Sequence[FixedPointSum]) -> FixedPointSum:
+    """The sum of at least one sum, exactly; none of them is changed."""
+    totals = sums[0].totals.copy()
+    for other in sums[1:]:
+        totals += other.totals
+    return FixedPointSum(totals, sum(each.weight_units for each in sums), sum(each.num_vectors for each in sums))
+
+
 class FixedPointMean(Aggregator):
     """Weighted mean by exact integer sums. Memory does not grow with the number of vectors: a few wait, no more."""
 

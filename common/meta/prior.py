@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -63,7 +64,11 @@ class Prior:
         return ALPHA in self.vectors
 
     def digest(self) -> str:
-        """SHA-256 over everything in it; equal priors have equal digests."""
+        """SHA-256 over everything in it; equal priors have equal digests. Computed once: values do not change."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         hasher = hashlib.sha256()
         header = [self.version, self.tau.hex(), self.alpha_stopped]
         hasher.update(json.dumps(header).encode())

@@ -1,7 +1,7 @@
 """The sums that an outer step is made of: updates are checked, weighed and added, on workers or where the step is."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from common.config import OuterConfig, StudyConfig
 from common.messages import LocalUpdate, MetaGradient, PartialSum, Rejection, RejectionReason, Update, span_of
-from common.meta.aggregate import MAX_MAGNITUDE, Aggregator, FixedPointMean, FixedPointSum, aggregator
+from common.meta.aggregate import MAX_MAGNITUDE, Aggregator, FixedPointMean, FixedPointSum, added, aggregator
 from common.meta.params import BODY, HEAD_PREFIX, Layout, layout_of, named_vectors
 from common.meta.posterior import MIN_PROBABILITY, probabilities
 from common.meta.prior import ALPHA, LOG_SIGMA_PREFIX, Prior, Vector, alpha_tensor
@@ -172,6 +172,25 @@ class UpdateSums:
         """s^2 + (m - mu)^2, averaged over the elements that share a standard deviation."""
         variance: NDArray[np.float64] = np.exp(2 * update.log_sigma[name].astype(np.float64))
         return variance + self.per_scale(name, np.square(update.differences[name].astype(np.float64)))
+
+
+def merged(parts: Sequence[PartialSum]) -> PartialSum:
+    """One partial sum of the tasks of several: to the bit what one worker would have made of all these tasks.
+
+    Args:
+        parts: at least one, of one version; no task is in two of them.
+    """
+    versions = {part.version for part in parts}
+    assert len(versions) == 1, f"sums of versions {sorted(versions)} do not add up"
+    by_name: dict[str, list[FixedPointSum]] = {}
+    for part in parts:
+        for name, summed in part.sums.items():
+            by_name.setdefault(name, []).append(summed)
+    statistics = {task_id: found for part in parts for task_id, found in part.statistics.items()}
+    assert len(statistics) == sum(len(part.statistics) for part in parts), "a task is in two of the sums"
+    rejections = tuple(rejection for part in parts for rejection in part.rejections)
+    sums = {name: added(summands) for name, summands in by_name.items()}
+    return PartialSum(versions.pop(), statistics, rejections, sums)
 
 
 def check(prior: Prior, update: Update, config: StudyConfig, origin: Origin | None = None) -> Rejection | None:

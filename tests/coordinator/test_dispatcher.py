@@ -5,6 +5,7 @@ before any read, before or after any file it writes; so "killed between" and "no
 """
 
 import hashlib
+import itertools
 import json
 import logging
 from collections import OrderedDict
@@ -1391,6 +1392,24 @@ def test_progress_of_workers_reaches_the_job(scene: Scene) -> None:
     lease_s = scene.job(job).lease_until_s
     scene.turns(dispatcher, 60)
     assert scene.job(job).lease_until_s > max(lease_s, scene.clock.wall_s), "the lease is renewed"
+
+
+def test_workers_that_take_long_to_answer_are_asked_less_often(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = scene.submit(ADAPT)
+    dispatcher = scene.coordinator()
+    dispatcher.pool.held = lambda key: True  # type: ignore[attr-defined]
+    asked_s: list[float] = []
+
+    def answer_slowly(timeout_s: float) -> list[WorkerStatus]:
+        asked_s.append(scene.clock.monotonic_s)
+        scene.clock.tick(2.0)
+        return [WorkerStatus("w", 1, "cpu", job.job_id, min(len(asked_s), 3))]
+
+    monkeypatch.setattr(dispatcher.pool, "status", answer_slowly)
+    scene.run(dispatcher, lambda: len(asked_s) == 4)
+    assert all(later - earlier >= 20.0 for earlier, later in itertools.pairwise(asked_s)), "a tenth of the time at most"
+    assert scene.job(job).progress["done"] == 3
+    assert scene.job(job).lease_until_s > scene.clock.wall_s
 
 
 # A handful of images

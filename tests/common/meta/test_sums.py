@@ -11,7 +11,7 @@ from reference.priors import random_update, smoke_config, tiny_config, tiny_prio
 
 from common.messages import PartialSum, Rejection, RejectionReason, TaskStatistics
 from common.meta.prior import initial_prior
-from common.meta.sums import UpdateSums
+from common.meta.sums import UpdateSums, merged
 from coordinator.outer import OuterStep
 
 TASKS = 9
@@ -102,6 +102,36 @@ def test_any_partial_sums_in_any_order_make_the_same_prior_as_task_by_task(name,
     assert outer.num_accepted == one_by_one.num_accepted == TASKS - 2
     assert outer.finish().digest() == one_by_one.finish().digest()
     assert {rejection for rejection in told if rejection} == {rejection for rejection in rejections if rejection}
+
+
+@pytest.mark.untraced
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_merged_partial_sums_are_the_partial_sum_of_all_their_tasks(name, data):
+    prior, config, updates = prior_and_updates(name)
+    order = data.draw(st.permutations(updates))
+    cuts = data.draw(st.sets(st.integers(1, TASKS - 1), min_size=1))
+    parts = [partial_sum(prior, config, order[start:end]) for start, end in pairwise([0, *sorted(cuts), TASKS])]
+    before = [{key: part.sums[key].totals.tobytes() for key in part.sums} for part in parts]
+    found, whole = merged(parts), partial_sum(prior, config, updates)
+    assert (found.version, found.statistics) == (whole.version, whole.statistics)
+    assert set(found.rejections) == set(whole.rejections)
+    assert found.sums.keys() == whole.sums.keys()
+    for key, summed in whole.sums.items():
+        assert found.sums[key].totals.tobytes() == summed.totals.tobytes()
+        assert found.sums[key].weight_units == summed.weight_units
+        assert found.sums[key].num_vectors == summed.num_vectors
+    assert [{key: part.sums[key].totals.tobytes() for key in part.sums} for part in parts] == before
+
+
+def test_partial_sums_of_two_versions_or_of_one_task_twice_are_not_merged():
+    prior, config, updates = prior_and_updates("mean")
+    part = partial_sum(prior, config, updates[:2])
+    with pytest.raises(AssertionError, match="versions"):
+        merged([part, replace(partial_sum(prior, config, updates[2:4]), version=1)])
+    with pytest.raises(AssertionError, match="two of the sums"):
+        merged([part, partial_sum(prior, config, updates[1:4])])
 
 
 def test_a_partial_sum_of_nothing_but_rejected_updates_changes_nothing():
