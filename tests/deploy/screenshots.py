@@ -45,7 +45,7 @@ def fill_queue(client: SearchClient) -> None:
 def take_all(service: LiveService, work: Work, folder: Path) -> None:
     """All pictures."""
     draw_top(service, folder / "top.svg")
-    with open_dashboard(service.dashboard_url, service.ray_token, height=800) as dashboard:
+    with open_dashboard(service.dashboard_url, service.ray_token, height=1000) as dashboard:
         dashboard.log_in()
         for name, take in (("jobs", take_jobs), ("actors", take_actors), ("worker", take_worker), ("log", take_log)):
             take(dashboard, work)
