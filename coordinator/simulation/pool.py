@@ -7,7 +7,7 @@ when they are taken.
 
 import heapq
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from common.config import StudyConfig
@@ -76,6 +76,7 @@ class SimulatedPool:
         self._workers = [SimulatedWorker(index, index // network.workers_per_host) for index in range(num_workers)]
         self._num_running = 0
         self._num_idle = 0
+        self.num_replaced = 0
         self._with_two: dict[int, SimulatedWorker] = {}
         # Workers that may have room, by how many calls they have; whether they still do is looked at when it matters.
         self._least_busy: list[list[int]] = [[] for _ in range(MAX_IN_FLIGHT)]
@@ -100,6 +101,18 @@ class SimulatedPool:
     def max_workers(self) -> int:
         """All workers, those that are starting again included."""
         return len(self._workers)
+
+    @property
+    def num_by_state(self) -> Mapping[str, int]:
+        """Workers by what they do; see `common.metrics.WORKERS`."""
+        starting = len(self._workers) - self._num_running
+        return {
+            "running": self._num_running,
+            "starting": starting,
+            "wanted": len(self._workers),
+            "lent": 0,
+            "leaving": 0,
+        }
 
     @property
     def num_pending(self) -> int:
@@ -319,6 +332,7 @@ class SimulatedPool:
 
     def _replace(self, worker: SimulatedWorker) -> list[Outcome]:
         """A new worker; the call that the old one had begun is lost, and those behind it go to the front."""
+        self.num_replaced += 1
         unfinished = [work for work in worker.in_flight if not work.has_ended]
         for work in unfinished:
             self._remove(worker, work)
