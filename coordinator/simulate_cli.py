@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _messages = Console(stderr=True, highlight=False)
 _MODES = ("updates", "sums", "host_sums", "quorum", "buffered")
+_WIDTH = 140
 _MOST_WORKERS = 20_000
 
 
@@ -128,7 +129,8 @@ def show(outcomes: Sequence["SimulationOutcome"], console: Console) -> None:
             f"{found.staleness_mean:.2f}",
             found.limit,
         )
-    console.print(view)
+    # Whole where it goes to a file, which has no width.
+    console.print(view, width=None if console.is_terminal else _WIDTH, crop=console.is_terminal)
 
 
 def _numbers(text: str) -> list[int]:
