@@ -37,7 +37,7 @@ def check_gateway(address: str, tls: Tls | None, server_name: str | None, timeou
         credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
         channel = grpc.secure_channel(address, credentials, options=name_option)
     with channel:
-        stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+        stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.RpcError as error:
