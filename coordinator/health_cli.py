@@ -55,8 +55,7 @@ def health_gateway(
             raise InvalidInputError("--certificate and --key go together")
         if ca is None and (server_name or certificate):
             raise InvalidInputError("--server-name and --certificate need --ca")
-        own = None if certificate is None else _content(certificate)
-        tls = None if ca is None else Tls(_content(ca), own, None if key is None else _content(key))
+        tls = None if ca is None else Tls(*map(_content, (ca, certificate, key)))
         address = server or DEFAULT_ADDRESS
         check_gateway(address, tls, server_name, timeout_s)
         print(f"the gateway at {address} serves")
@@ -95,7 +94,9 @@ def health_node(
         print("the Ray node is well")
 
 
-def _content(file: Path) -> bytes:
+def _content(file: Path | None) -> bytes | None:
+    if file is None:
+        return None
     try:
         return file.read_bytes()
     except OSError as error:

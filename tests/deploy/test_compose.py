@@ -18,6 +18,7 @@ import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
+from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 from ray.dashboard.modules.metrics import grafana_dashboard_factory, metrics_head
 from ray.scripts import scripts as ray_scripts
 from reference.compose import (
@@ -297,6 +298,7 @@ def test_each_container_is_pinned_bounded_and_comes_back(service: Service) -> No
         check = tree["healthcheck"]
         assert seconds(check["timeout"]) <= seconds(check["interval"]) < 60
     if service in RAY_NODES:
+        assert service.grace_s > RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
         (size,) = (word.split("=")[1] for word in service.command if word.startswith("--object-store-memory="))
         assert int(size) < 2e9 and tree["shm_size"] == "2gb"
 

@@ -111,6 +111,7 @@ class Containers:
 
     def start(self, name: str) -> None:
         """Starts a container's process."""
+        assert name not in self.processes or self.processes[name].poll() is not None, f"{name} runs"
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 self.command(name),
