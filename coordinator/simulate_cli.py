@@ -130,7 +130,7 @@ def show(outcomes: Sequence["SimulationOutcome"], console: Console) -> None:
             found.limit,
         )
     # Whole where it goes to a file, which has no width.
-    console.print(view, width=None if console.is_terminal else _WIDTH, crop=console.is_terminal)
+    (console if console.is_terminal else Console(stderr=True, width=_WIDTH)).print(view)
 
 
 def _numbers(text: str) -> list[int]:

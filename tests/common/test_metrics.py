@@ -19,6 +19,7 @@ from common.metrics import (
     Metric,
     MetricKind,
     NothingRecorded,
+    RetryCause,
     StudyLabels,
     record_round,
 )
@@ -72,7 +73,7 @@ def test_values_of_labels_are_those_of_the_code() -> None:
     assert tuple(kinds) == JOB_KINDS
     assert JOBS_FAILED.values["reason"] == tuple(FailureReason)
     assert set(UPDATES_REJECTED.values["reason"]) >= set(RejectionReason)
-    assert len(RETRIES.values["cause"]) == 7
+    assert RETRIES.values["cause"] == tuple(RetryCause)
 
 
 def test_known_labels_are_all_combinations_or_none() -> None:

@@ -28,6 +28,8 @@ class Request:
     name: str
     seconds: float = SHORT_S
     is_sliced: bool = False
+    job_id: str = "01"
+    attempt: int = 1
 
     @property
     def task_ids(self) -> tuple[str, ...]:

@@ -329,7 +329,8 @@ def test_sums_of_hosts_save_most_of_the_bytes_that_reach_the_coordinator() -> No
     # Of 16 tasks a round: 16 updates, or a sum of each of two hosts.
     assert found["updates"].inward_bytes_per_s * 20.0 == pytest.approx(16_000, rel=0.1)
     assert found["host_sums"].inward_bytes_per_s * 20.0 == pytest.approx(4_000, rel=0.1)
-    assert found["host_sums"].tasks_per_s == pytest.approx(found["updates"].tasks_per_s, rel=0.05)
+    # A round leaves room for one call of other jobs, so its last task begins when the first sum is back: a wave more.
+    assert 0.6 < found["host_sums"].tasks_per_s / found["updates"].tasks_per_s < 0.7
 
 
 def test_rounds_have_no_more_tasks_than_can_be_summed() -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from coordinator.dispatcher import Dispatcher
 from coordinator.jobs import AdaptSpec, Job, JobSpec, JobState, MetaTrainSpec
 from coordinator.pool import MAX_IN_FLIGHT
 from coordinator.rounds import task_id_of
+from coordinator.scaling import Load
 from coordinator.settings import ServiceSettings
 from coordinator.store.jobs import JobStore
 from coordinator.store.ledger import Put, Transaction
@@ -58,6 +59,9 @@ class ChancePool:
 
     gpus_per_worker = 0.0
     num_workers = 2
+    max_workers = 2
+    num_by_state: Mapping[str, int] = {"running": 2, "starting": 0, "wanted": 2, "lent": 0, "leaving": 0}
+    num_replaced = 0
 
     def __init__(self, seed: int) -> None:
         self.random = stream(seed, "pool")
@@ -71,6 +75,9 @@ class ChancePool:
     @property
     def num_pending(self) -> int:
         return len(self.calls)
+
+    def expect(self, load: Load) -> None:
+        """There are no more workers than these."""
 
     def submit(self, key: str, request: Any, prior: Prior) -> None:
         assert key not in self.calls and request.version == prior.version
