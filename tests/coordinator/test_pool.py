@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from reference.replay import replayed
 
 from common.artifacts import PriorStore
 from common.config import ClusterConfig, DatasetRef, ScheduleConfig, StudyConfig
@@ -154,6 +153,8 @@ def test_a_worker_that_hangs_is_replaced_and_its_task_runs_again(
 def test_without_rounds_killed_workers_cost_no_task_and_the_log_makes_the_same_prior_again(
     config: StudyConfig, make_pool: Callable[..., RayPool], tmp_path: Path
 ) -> None:
+    from reference.replay import replayed  # not above: Ray's workers import this module, and find no `reference`
+
     config = config.model_copy(update={"schedule": ScheduleConfig(mode="buffered")})
     pool = make_pool(2)
     killed: list[int] = []
