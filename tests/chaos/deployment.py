@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reference.kept import KeptProcesses, wait_until
 from reference.ports import free_ports
-from reference.processes import environment_without_ray
+from reference.processes import WORKER, environment_without_ray
 from reference.redis_server import RedisServer
 
 from common.errors import MetaSearchError, UnavailableError
@@ -22,7 +22,6 @@ from coordinator.store.jobs import JobStore
 
 BIN = Path(sys.executable).parent
 NUM_WORKERS = 2
-WORKER, COORDINATOR = "ray::SearchWorker", "ray::ServiceCoordinator"
 TENANT = "lab"
 _EXCHANGE = 2
 
@@ -122,9 +121,9 @@ class Deployment(KeptProcesses):
         """All of Ray is lost at once, and a new cluster comes up."""
         self.kill_all_of("ray")
 
-    def pids(self, title: str) -> list[int]:
-        """Processes below Ray whose title begins so."""
-        return sorted(pid for pid, name in self.names_below("ray").items() if name.startswith(title))
+    def pids(self, titles: tuple[str, ...]) -> list[int]:
+        """Processes below Ray whose title begins with one of these."""
+        return sorted(pid for pid, name in self.names_below("ray").items() if name.startswith(titles))
 
     # Storage
 

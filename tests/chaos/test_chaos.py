@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from chaos.deployment import COORDINATOR, NUM_WORKERS, TENANT, WORKER, Deployment
+from chaos.deployment import NUM_WORKERS, TENANT, Deployment
 from reference.audit import all_priors, check_lineage, count_losses, undisturbed_digest
 from reference.kept import wait_until
 from reference.load import Load
+from reference.processes import COORDINATOR, WORKER
 from reference.redis_server import require_redis
 
 from common.loading import load

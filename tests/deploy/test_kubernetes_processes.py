@@ -11,12 +11,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from reference.kept import wait_until
 from reference.pod_processes import PodProcesses
+from reference.processes import COORDINATOR, WORKER
 
 from coordinator.api.client import SearchClient, Tls
 from coordinator.api.stubs import search_pb2 as pb
 
-HEAD, WORKER = "ray-head", "ray-worker/cpu"
-COORDINATOR, SEARCH_WORKER = "ray::ServiceCoordinator", "ray::SearchWorker"
+HEAD, WORKER_POD = "ray-head", "ray-worker/cpu"
 
 pytestmark = [
     pytest.mark.deploy,
@@ -49,9 +49,9 @@ def cluster() -> Iterator[PodProcesses]:
 
 
 def test_coordinator_is_on_the_head_and_workers_are_not(cluster: PodProcesses) -> None:
-    wait_until(lambda: cluster.has(WORKER, SEARCH_WORKER), 120)
-    assert cluster.has(HEAD, COORDINATOR) and not cluster.has(WORKER, COORDINATOR)
-    assert not cluster.has(HEAD, SEARCH_WORKER)
+    wait_until(lambda: cluster.has(WORKER_POD, WORKER), 120)
+    assert cluster.has(HEAD, COORDINATOR) and not cluster.has(WORKER_POD, COORDINATOR)
+    assert not cluster.has(HEAD, WORKER)
 
 
 def test_probes_find_the_gateway_well(cluster: PodProcesses) -> None:
@@ -81,23 +81,23 @@ def test_a_job_is_done_where_nothing_but_volumes_can_be_written(cluster: PodProc
 def test_workers_leave_a_pod_that_ends(cluster: PodProcesses) -> None:
     if not cluster.knows_option("--max-workers"):
         pytest.skip("this version's workers do not leave nodes that drain")
-    pod = cluster.templates[WORKER]
+    pod = cluster.templates[WORKER_POD]
     shell, option, script = pod.main["lifecycle"]["preStop"]["exec"]["command"]
     # All of Ray on this machine would be stopped.
     before, stop, after = script.rpartition("ray stop --grace-period=20")
     assert stop and not after.strip()
-    wait_until(lambda: cluster.has(WORKER, SEARCH_WORKER), 120)
+    wait_until(lambda: cluster.has(WORKER_POD, WORKER), 120)
     assert cluster.run("before-stop", [shell, option, before], pod, 180) == 0
-    assert not cluster.has(WORKER, SEARCH_WORKER)
+    assert not cluster.has(WORKER_POD, WORKER)
 
 
 def test_a_new_cluster_gets_a_coordinator_of_a_new_epoch(cluster: PodProcesses) -> None:
     epoch = cluster.store.epoch()
     cluster.kill(HEAD)
-    cluster.kill(WORKER)
+    cluster.kill(WORKER_POD)
     cluster.start_cluster()
     wait_until(lambda: cluster.store.epoch() > epoch and cluster.has(HEAD, COORDINATOR), 180)
-    wait_until(lambda: cluster.has(WORKER, SEARCH_WORKER), 120)
+    wait_until(lambda: cluster.has(WORKER_POD, WORKER), 120)
 
 
 def test_a_supervisor_that_is_replaced_takes_its_coordinator_along(cluster: PodProcesses) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chaos.deployment import NUM_WORKERS, TENANT, WORKER, Deployment
+from chaos.deployment import NUM_WORKERS, TENANT, Deployment
 from PIL import Image
 from reference.kept import wait_until
 from reference.monitoring import DEPLOY, alerts, compared, known_series, panel_queries
 from reference.ports import free_ports
+from reference.processes import WORKER
 from reference.prometheus_server import PrometheusServer, require_prometheus
 from reference.redis_server import require_redis
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from multinode.service import GPU_HOSTS, TENANT, WORKER, HostedService
+from multinode.service import GPU_HOSTS, TENANT, HostedService
 from reference.audit import all_jobs, all_priors
 from reference.kept import wait_until
+from reference.processes import WORKER_AT_WORK
 
 from common.errors import UnavailableError
 
@@ -132,7 +133,7 @@ class Observer:
         while not self._stopping.wait(0.5):
             for name, seen in self.at_work.items():
                 titles = self._service.hosts[name].processes().values()
-                seen.update(title for title in titles if title.startswith(f"{WORKER}."))
+                seen.update(title for title in titles if title.startswith(WORKER_AT_WORK))
 
 
 def table(recoveries: Sequence[Recovery]) -> str:

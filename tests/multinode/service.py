@@ -12,7 +12,7 @@ from pathlib import Path
 
 from multinode.hosts import Network
 from reference.kept import KeptProcesses, wait_until
-from reference.processes import environment_without_ray
+from reference.processes import WORKER, environment_without_ray
 
 from common.errors import MetaSearchError, UnavailableError
 from coordinator.api.auth import create_token
@@ -26,7 +26,7 @@ TENANT = "lab"
 HEAD, GATEWAY, STORE, CLIENT = "head", "gateway", "store", "client"
 GPU_HOSTS = ("gpu-a", "gpu-b")
 HOSTS = (HEAD, *GPU_HOSTS, GATEWAY, STORE, CLIENT)
-WORKER, COORDINATOR, RAYLET = "ray::SearchWorker", "ray::ServiceCoordinator", "raylet/raylet"
+RAYLET = "raylet/raylet"
 DETECTION = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
@@ -108,7 +108,9 @@ class HostedService(KeptProcesses):
         return is_fresh and beat.get("workers") == len(GPU_HOSTS) and self._all_work()
 
     def _all_work(self) -> bool:
-        return all(self.hosts[name].pids(WORKER) for name in GPU_HOSTS)
+        """Whether each GPU host has a worker's process, idle or at a call."""
+        titles = {name: self.hosts[name].processes().values() for name in GPU_HOSTS}
+        return all(any(title.startswith(WORKER) for title in found) for found in titles.values())
 
     def coordinator_host(self) -> str:
         """Where the coordinator in charge is."""

@@ -170,11 +170,11 @@ class PodProcesses:
         except OSError:
             return False
 
-    def has(self, name: str, title: str) -> bool:
-        """Whether a process of that title runs in a pod."""
+    def has(self, name: str, titles: tuple[str, ...]) -> bool:
+        """Whether a process runs in a pod whose title begins with one of these."""
         for pid in descendants(self._running[name].pid):
             with suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title.encode()):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(tuple(map(str.encode, titles))):
                     return True
         return False
 

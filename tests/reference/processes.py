@@ -15,6 +15,11 @@ from coordinator import cli
 
 METASEARCH = str(Path(sys.executable).parent / "metasearch")
 
+WORKER_AT_WORK = ("ray::adapt ", "ray::job ")
+"""How the title of a process begins while a worker in it has a call, see `PendingCall.title`."""
+WORKER = ("ray::SearchWorker", *WORKER_AT_WORK)
+COORDINATOR = ("ray::ServiceCoordinator", "ray::run the jobs of the service")
+
 Run = Callable[..., tuple[int, str, str]]
 """Calls the command line: (exit code, standard output, standard error)."""
 
