@@ -50,6 +50,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.timeout(900)  # four times Ray starts
 def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -63,7 +64,7 @@ def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
     interrupted = start(*TRAIN, "--run", str(run))
     wait_for_version(run, 2, interrupted)
     os.kill(interrupted.pid, signal.SIGINT)
-    output, messages = interrupted.communicate(timeout=90)
+    output, messages = interrupted.communicate(timeout=180)
     assert interrupted.returncode == 130, messages
     assert f"metasearch train --run {run} --resume" in messages
     assert "Traceback" not in messages
@@ -78,7 +79,7 @@ def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
     assert max(PriorStore(run).versions()) < config.rounds, "it was killed too late to prove anything"
 
     resumed = start("train", "--run", str(run), "--resume", "--json")
-    output, messages = resumed.communicate(timeout=120)
+    output, messages = resumed.communicate(timeout=180)
     assert resumed.returncode == 0, messages
     assert json.loads(output) == {"version": config.rounds, "sha256": digest, "complete": True}
     rounds = [json.loads(line)["prior_version"] for line in (run / "rounds.jsonl").read_text().splitlines()]
@@ -100,7 +101,7 @@ def test_interrupted_then_killed_then_resumed_ends_in_the_undisturbed_prior(
         "--fine-tune-steps",
         "3",
     )
-    output, messages = adapted.communicate(timeout=90)
+    output, messages = adapted.communicate(timeout=180)
     assert adapted.returncode == 0, messages
     result = json.loads(output)
     assert result["task"]["classes"] == ["1", "7"]
@@ -123,4 +124,4 @@ def wait_for_version(run: Path, version: int, process: subprocess.Popen[str]) ->
         assert found or process.poll() is None, process.communicate()[1]
         return found
 
-    until(is_there, f"version {version}", 90)
+    until(is_there, f"version {version}", 180)
