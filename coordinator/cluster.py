@@ -17,6 +17,7 @@ from coordinator.nodes import look
 from coordinator.scaling import room_for
 
 NAMESPACE = "metasearch"
+_CLIENT = "ray://"
 _CONNECT_TIMEOUT_S = 5.0
 _STARTUP_TIMEOUT = "timed out during startup"
 
@@ -42,7 +43,8 @@ def connect(address: str | None, include_dashboard: bool = True, job_name: str =
     Args:
         address: as in `ray.init`; `auto` finds the cluster of this machine. None starts one on the loopback.
         include_dashboard: for a local cluster.
-        job_name: what the dashboard calls the Ray job of this process.
+        job_name: what the dashboard calls the Ray job of this process; not through Ray's client (`ray://`), which hands
+            no configuration of the job on.
 
     Raises:
         UnavailableError: no cluster answers there, or none can be started.
@@ -56,8 +58,9 @@ def connect(address: str | None, include_dashboard: bool = True, job_name: str =
         if address is None:
             context = _start_local(include_dashboard, job)
         else:
+            named: dict[str, Any] = {} if address.startswith(_CLIENT) else {"job_config": job}
             context = ray.init(
-                address=address, namespace=NAMESPACE, job_config=job, log_to_driver=False, logging_level=logging.ERROR
+                address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **named
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "a local Ray cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
@@ -137,7 +140,7 @@ def worker_resources(config: ClusterConfig, may_wait: bool = False) -> tuple[int
 
 def _check_answers(address: str) -> None:
     """Ray itself would try for minutes to reach an address at which nothing answers, or something that is not Ray."""
-    target = address.removeprefix("ray://")
+    target = address.removeprefix(_CLIENT)
     host, separator, port = target.rpartition(":")
     if not separator or not port.isdecimal():
         return  # `auto`, or what Ray alone can resolve

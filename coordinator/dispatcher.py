@@ -187,8 +187,9 @@ class Dispatcher:
             if self._every("lost", self.settings.lease_s / 3):
                 self._recover()
             if not self.draining:
-                self._start_jobs()
-                if self._every("demand", _LOOK_EVERY_S):
+                started = self._start_jobs()
+                # Those that started are calls now: counted as waiting, too, they would have more workers added.
+                if self._every("demand", _LOOK_EVERY_S) or started:
                     self.pool.expect(self._demand())
         except UnavailableError as error:
             # A job may have been started without our hearing of it: it goes back before another one starts, so that
@@ -269,18 +270,20 @@ class Dispatcher:
             self._requeue(job, 0.0, False, note, RetryCause.COORDINATOR_LOST)
             self._look_at_queue = True
 
-    def _start_jobs(self) -> None:
+    def _start_jobs(self) -> bool:
+        """Starts what may start and finds room; returns whether anything did."""
         self._give_up_late()
         room = MAX_IN_FLIGHT * self.pool.num_workers
         if not (self._look_at_queue or self._every("queue", _LOOK_EVERY_S)):
-            return
+            return False
+        started = False
         refused: set[str] = set()
         while True:
             num_quick = sum(isinstance(run.job.spec, FewShotSpec) for run in self._runs.values())
             takes_quick = num_quick < room
             takes_long = max(len(self._runs) - num_quick, self.pool.num_pending) < room
             if not (takes_quick or takes_long):
-                return
+                return started
             self._look_at_queue = False
             # Quick jobs are in front; where the others have to wait anyway, nobody looks further.
             queues = self.store.queues(None if takes_long else _QUICK_LOOK)
@@ -299,9 +302,9 @@ class Dispatcher:
                 takes_long,
             )
             if entry is None:
-                return
+                return started
             if self._start(self.store.get_job(entry.tenant, entry.study, entry.job_id).job):
-                self._look_at_queue = True
+                started = self._look_at_queue = True
             else:  # asking again at once would have the same answer
                 refused.add(entry.tenant)
 

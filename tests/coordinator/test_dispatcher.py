@@ -636,6 +636,20 @@ def test_jobs_wait_in_the_queue_for_workers_and_are_what_the_pool_is_to_expect(s
     assert pool.expected == Load()
 
 
+def test_a_job_that_starts_is_no_longer_expected_from_that_turn_on(scene: Scene) -> None:
+    scene.submit(ADAPT)
+    dispatcher = scene.coordinator()
+    pool: Any = dispatcher.pool
+    pool.num_workers, pool.max_workers, pool.held = 0, 8, lambda key: True
+    scene.turns(dispatcher, 2)
+    assert pool.expected == Load(num_calls=1)
+    pool.num_workers = 1
+    scene.submit(ADAPT)  # which makes the dispatcher look at the queue
+    scene.turns(dispatcher, 1, tick_s=0.0)
+    assert len(dispatcher.running) == 2
+    assert pool.expected == Load(), "else they would be counted twice, and a worker too many would be added"
+
+
 def test_no_more_jobs_are_expected_of_a_tenant_than_may_run_or_than_there_may_be_workers(tmp_path: Path) -> None:
     for limit, expected in ((2, 2), (50, 4)):
         folder = tmp_path / str(limit)

@@ -17,7 +17,13 @@ from coordinator.api.stubs import search_pb2 as pb
 from coordinator.jobs import JobState
 
 RESTORE = Path(__file__).parents[2] / "deploy" / "restore-redis.sh"
-SETTINGS = ["network.channels=2", "families.0.tasks_per_round=2", "inner.steps=1", "rounds=40", "checkpoint.keep_last=100"]
+SETTINGS = [
+    "network.channels=2",
+    "families.0.tasks_per_round=2",
+    "inner.steps=1",
+    "rounds=40",
+    "checkpoint.keep_last=100",
+]
 TASK = {"num_ways": 3, "steps": 2, "train_per_class": 8, "test_per_class": 4}
 
 pytestmark = [pytest.mark.deploy, pytest.mark.ray, pytest.mark.timeout(600)]

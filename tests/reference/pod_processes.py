@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import typer
 from reference.kept import wait_until
 from reference.manifests import rendered
 from reference.pods import Pod, pods
@@ -20,7 +19,6 @@ from reference.processes import descendants, environment_without_ray, kill_with_
 from reference.redis_server import RedisServer
 
 from coordinator.api.auth import create_token
-from coordinator.cli import app
 from coordinator.settings import open_ledger
 from coordinator.store.jobs import JobStore
 from workers.data.cache import CACHE_VARIABLE
@@ -90,9 +88,9 @@ class PodProcesses:
         """Runs a pod's main process."""
         self._running[name] = self._confined(name, command, pod)
 
-    def run(self, name: str, command: Sequence[str], pod: Pod, timeout_s: float) -> int:
-        """Runs something in a pod that is there, to its end."""
-        return self._confined(name, command, pod).wait(timeout_s)
+    def run(self, name: str, command: Sequence[str], timeout_s: float) -> int:
+        """Runs something in a pod of Ray that is there, to its end."""
+        return self._confined(name, command, self.templates[name]).wait(timeout_s)
 
     def _confined(self, name: str, command: Sequence[str], pod: Pod) -> subprocess.Popen[bytes]:
         name = name.replace("/", "-")
@@ -128,8 +126,7 @@ class PodProcesses:
         pod = self.templates[name]
         arguments = [argument.replace("/etc/metasearch", str(self.shared)) for argument in pod.main["args"]]
         arguments = [re.sub("ray://.*", f"ray://127.0.0.1:{self.port['client']}", each) for each in arguments]
-        younger = [each for each in arguments if each.startswith("--m") and not self.knows_option("--max-workers")]
-        self.start(name, [*pod.main["command"], *(each for each in arguments if each not in younger)], pod)
+        self.start(name, [*pod.main["command"], *arguments], pod)
 
     def start_ray(self, name: str, number: int) -> None:
         """A node of Ray; the ports that all have in common are another for each."""
@@ -203,8 +200,3 @@ class PodProcesses:
         return "\n".join(
             f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in self.folder.glob("*.log")
         )
-
-    def knows_option(self, option: str) -> bool:
-        """Whether `metasearch coordinate` has it: those of a range of workers are younger than the rest."""
-        parameters = typer.main.get_command(app).commands["coordinate"].params  # type: ignore[attr-defined]
-        return any(option in parameter.opts for parameter in parameters)
