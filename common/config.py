@@ -21,6 +21,7 @@ from common.inner_config import SgdConfig as SgdConfig
 from common.latency import misfit
 from common.outer_config import OuterConfig as OuterConfig
 from common.outer_config import TrialsConfig as TrialsConfig
+from common.schedule_config import MAX_UPDATES
 from common.schedule_config import ScheduleConfig as ScheduleConfig
 from common.space.primitives import PRIMITIVES, PROFILES, ProfileName
 from common.space.released import NORMAL, REDUCTION
@@ -237,6 +238,11 @@ class StudyConfig(Frozen):
         for kind in self.space.cell_kinds:
             if kind not in self.network.cells:
                 raise ValueError(f"space.cell_kinds has {kind!r}, which no cell of network.cells is; remove it")
+        if self.tasks_per_round > MAX_UPDATES:
+            raise ValueError(
+                f"families have {self.tasks_per_round:,} tasks per round together, exact sums hold {MAX_UPDATES:,}; lower "
+                "tasks_per_round, and raise rounds"
+            )
         has_head = self.few_shot is None or self.few_shot.network != "four_convolutions"
         for family in self.families:
             if has_head and family.image_size not in self.network.heads:

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from common.outer_config import OuterConfig
 from common.values import Frozen, NonNegativeFloat, PositiveFloat
 
+MAX_UPDATES = 4096
+"""Updates that a version can be made of: what exact sums have room for, see `common.meta.aggregate`."""
 _FIELDS_OF = {
     "synchronous": ("quorum_fraction", "deadline_s"),
     "buffered": ("buffer_size", "max_in_flight", "staleness_power", "max_staleness"),
@@ -31,7 +33,7 @@ class ScheduleConfig(Frozen):
     """synchronous: seconds from the start of a round after which it goes on with a quorum; its other tasks are given
     up, and count as late."""
 
-    buffer_size: int | None = Field(None, ge=1, le=4096)
+    buffer_size: int | None = Field(None, ge=1, le=MAX_UPDATES)
     """buffered: updates that make a version; where not given, as many as a round has tasks."""
     max_in_flight: int | None = Field(None, ge=1)
     """buffered: most tasks under way at a time; where not given, two per worker."""

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from common.config import OuterConfig
 from common.nn.native.library import find
+from common.schedule_config import MAX_UPDATES
 
 # Fixed point: a value x counts as the integer round(x * 2^40). Integer sums are exact, hence the same in any order.
 # Resolution 9e-13, five digits finer than float32 weights need; 4096 values of MAX_MAGNITUDE still fit 63 bits.
 _FRACTION_BITS = 40
 MAX_MAGNITUDE = 1024.0
-MAX_VECTORS = 4096
+MAX_VECTORS = MAX_UPDATES
 # Weights are integers too, in units of 2^-20.
 _WEIGHT_UNITS = 1 << 20
 # Vectors that wait to be added together: the totals, twice as wide, are then read and written once for all of them.

@@ -347,6 +347,12 @@ def test_trials_need_logits_that_add_up_and_sources_that_compete():
     assert config.outer.alpha_trials.steps == 5
 
 
+def test_a_round_has_no_more_tasks_than_exact_sums_have_room_for():
+    assert load_smoke("families.0.tasks_per_round=4096").tasks_per_round == 4096
+    with pytest.raises(InvalidInputError, match=r"4,097 tasks per round together, .* 4,096; lower tasks_per_round"):
+        load_smoke("families.0.tasks_per_round=4097")
+
+
 def test_all_mistakes_are_named_at_once():
     with pytest.raises(InvalidInputError, match=r"rounds: .*\(got 0\); inner\.steps: .*\(got 0\); outer\.x: no such"):
         load_smoke("rounds=0", "inner.steps=0", "outer.x=1")
