@@ -240,8 +240,8 @@ class StudyConfig(Frozen):
                 raise ValueError(f"space.cell_kinds has {kind!r}, which no cell of network.cells is; remove it")
         if self.tasks_per_round > MAX_UPDATES:
             raise ValueError(
-                f"families have {self.tasks_per_round:,} tasks per round together, exact sums hold {MAX_UPDATES:,}; lower "
-                "tasks_per_round, and raise rounds"
+                f"families have {self.tasks_per_round:,} tasks per round together, exact sums hold {MAX_UPDATES:,}; "
+                "lower tasks_per_round, and raise rounds"
             )
         has_head = self.few_shot is None or self.few_shot.network != "four_convolutions"
         for family in self.families:
