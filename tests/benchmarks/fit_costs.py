@@ -16,10 +16,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,7 +30,7 @@ from reporting import console
 
 from common.config import DatasetRef, StudyConfig
 from common.loading import load
-from common.messages import AdaptResult, JobResult, LocalUpdate, PartialSum, statistics_of
+from common.messages import AdaptResult, LocalUpdate, PartialSum, statistics_of
 from common.meta.params import BODY, head_vector
 from common.meta.prior import ALPHA, Prior, initial_prior
 from common.meta.sums import UpdateSums
@@ -197,6 +198,8 @@ class Quiet:
     num_workers = MANY
     max_workers = MANY
     num_pending = 0
+    num_replaced = 0
+    num_by_state: Mapping[str, int] = {"running": MANY}
 
     def submit(self, key: str, request: Call, prior: Prior | None) -> None:
         pass
@@ -242,6 +245,13 @@ def fit_turns(folder: Path, repeats: int) -> dict[str, float]:
     return {"turn_s": seconds[0], "turn_per_job_s": (seconds[1] - seconds[0]) / FEW}
 
 
+class Ref(int):
+    """The reference of a call."""
+
+    def task_id(self) -> SimpleNamespace:
+        return SimpleNamespace(hex=lambda: str(int(self)))
+
+
 class AtOnce:
     """Ray's calls, as far as a pool makes them, which return at once: what is left is the pool's own work."""
 
@@ -250,9 +260,9 @@ class AtOnce:
         self.results: dict[int, Any] = {}
         self.number = 0
 
-    def call(self, *arguments: Any, **named: Any) -> int:
+    def call(self, *arguments: Any, **named: Any) -> Ref:
         self.number += 1
-        return self.number
+        return Ref(self.number)
 
     def wait(self, refs: list[int], num_returns: int = 1, timeout: float | None = None) -> tuple[list[int], list[int]]:
         ready = refs if num_returns == len(refs) else refs[:num_returns]
@@ -260,8 +270,9 @@ class AtOnce:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        method = mock.Mock(spec_set=["remote"])
+        method = mock.Mock(spec_set=["remote", "options"])
         method.remote = self.call
+        method.options = lambda **options: method
         handle = mock.NonCallableMock(spec_set=["status", "adapt", "adapt_many", "run_job", "withdraw", "where"])
         for name in ("status", "adapt", "adapt_many", "run_job", "withdraw", "where"):
             setattr(handle, name, method)
@@ -272,7 +283,7 @@ class AtOnce:
         replaced = {
             "remote": lambda *arguments, **named: lambda cls: actor_class,
             "wait": self.wait,
-            "get": lambda ref, **named: JobResult("", None, {}, ()),
+            "get": lambda ref, **named: SimpleNamespace(node_id="node"),
             "put": lambda value: 0,
             "kill": lambda handle: None,
             "cancel": lambda ref: None,
