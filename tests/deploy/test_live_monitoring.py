@@ -114,7 +114,7 @@ def worked(deployment: Deployment, prometheus: PrometheusServer, tmp_path_factor
             client.meta_train("studies/mine", 3),
             client.meta_train("studies/handfuls", 1),
             client.submit("studies/mine", photos, steps=3),
-            client.submit("studies/mine", "digits", steps=3, max_params=1),
+            client.submit("studies/mine", "digits", steps=3, train_per_class=5000),  # more than there are
             client.few_shot("studies/handfuls", photos, [photos / "ants" / "0.png"]),
         ]
         with pytest.raises(NotFoundError):
@@ -229,6 +229,13 @@ def test_a_coordinator_that_is_gone_is_noticed_and_counters_go_on_after_it(
     worked: None, deployment: Deployment, prometheus: PrometheusServer
 ) -> None:
     finished = 'max(metasearch_jobs_finished_total{state="succeeded"})'
+    started = 'ray_metasearch_jobs_started_total{kind="adapt"}'
+
+    def processes() -> set[str]:
+        """Coordinators that Ray tells of, those that are gone too."""
+        return {sample["metric"]["WorkerId"] for sample in prometheus.query(started)}
+
+    gone = processes()
     before, epoch = prometheus.value(finished), prometheus.value("max(metasearch_coordinator_epoch)")
     assert deployment.stop_gracefully("supervisor", 60) == 0
     alert = "MetasearchCoordinatorDown"
@@ -243,6 +250,8 @@ def test_a_coordinator_that_is_gone_is_noticed_and_counters_go_on_after_it(
     wait_until(lambda: alert not in prometheus.alerts(), 120)
     wait_until(lambda: prometheus.value(finished) == before + 1, 60)
     assert prometheus.value("max(metasearch_coordinator_epoch)") == epoch + 1
-    # The new process counts from 0; rates see what it did, though its counter was not there before.
-    started = 'sum(increase(ray_metasearch_jobs_started_total{kind="adapt"}[2m]))'
-    wait_until(lambda: prometheus.value(started) > 0.5, 60)
+    # The new process counts from 0: what it did before Prometheus first saw it is in no rate, all that follows is.
+    wait_until(lambda: bool(processes() - gone), 60)
+    with deployment.client() as client:
+        assert client.wait(client.submit("studies/mine", "digits", steps=2).name).state == pb.JOB_STATE_SUCCEEDED
+    wait_until(lambda: prometheus.value(f"sum(increase({started}[2m]))") > 0.5, 60)
