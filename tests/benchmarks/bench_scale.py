@@ -8,7 +8,8 @@ which the queues fill, is not counted; of more than 1,000 workers it is shorter,
 modes are tried. What the coordinator's steps cost is fitted to such a machine, see `fit_costs.py`.
 
 For real, rounds of the demo's study run on a pool of one worker and on one of two, in turn, in one Ray. The ratio is of
-whole rounds: plan, tasks, transfer, exact sums, outer step.
+whole rounds: plan, tasks, transfer, exact sums, outer step. Beside it stands what the machine allows: the same tasks in
+two processes against one, without Ray and all the rest.
 """
 
 import logging
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from bare_processes import bare_processes
 from reporting import arguments, console, finish, spread
 
 from common.config import StudyConfig
@@ -123,26 +125,31 @@ def real(num_tasks: int, num_steps: int, repeats: int) -> dict[str, Any]:
         for number in (1, 2)
     }
     seconds: dict[int, list[float]] = {number: [] for number in pools}
+    bare: dict[int, list[float]] = {number: [] for number in pools}
     digests = set()
     try:
         for number, pool in pools.items():
             while pool.num_workers < number:
                 one_round(pool, prior, config, catalogs)
             one_round(pool, prior, config, catalogs)  # by workers that are warm from now on
-        for _ in range(repeats):
-            for number, pool in pools.items():
-                started_s = time.perf_counter()
-                following = one_round(pool, prior, config, catalogs)
-                seconds[number].append(time.perf_counter() - started_s)
-                digests.add(following.digest())
+        with bare_processes(config) as processes:
+            for _ in range(repeats):
+                for number, pool in pools.items():
+                    started_s = time.perf_counter()
+                    following = one_round(pool, prior, config, catalogs)
+                    seconds[number].append(time.perf_counter() - started_s)
+                    digests.add(following.digest())
+                    bare[number].append(processes.round_s(number))
     finally:
         for pool in pools.values():
             pool.close()
         disconnect()
     assert len(digests) == 1, "the prior does not depend on the number of workers"
-    one, two = (np.array(seconds[number]) for number in (1, 2))
+    one, two, bare_one, bare_two = (np.array(found[number]) for found in (seconds, bare) for number in (1, 2))
     return {
         "ratio": spread(one / two),
+        "ratio_of_bare_processes": spread(bare_one / bare_two),
+        "overhead_of_one": spread(one / bare_one),
         "round_s": {str(number): spread(values) for number, values in seconds.items()},
         "num_tasks": num_tasks,
         "num_steps": num_steps,
@@ -212,8 +219,9 @@ def main() -> None:
         measured = real(options.tasks, options.steps, options.repeats)
         ratio = measured["ratio"]
         console.print(
-            f"2 workers against 1: {ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}); rounds of "
-            f"{options.tasks} tasks take {measured['round_s']['1']['median']:.2f} s on one"
+            f"2 workers against 1: {ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}); bare processes "
+            f"{measured['ratio_of_bare_processes']['median']:.2f}x; rounds of {options.tasks} tasks take "
+            f"{measured['round_s']['1']['median']:.2f} s on one, {measured['overhead_of_one']['median']:.2f} times bare"
         )
         result["real"] = measured
     finish(result, {"simulation": SEED}, options.json)
