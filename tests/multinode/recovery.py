@@ -76,7 +76,7 @@ class Observer:
     """Breaks things, and watches how the service gets over it.
 
     Attributes:
-        at_work: by GPU host, how often its workers were seen doing what, by the titles of their processes.
+        at_work: by GPU host, how often its workers were seen at tasks of rounds, and at jobs.
     """
 
     def __init__(self, service: HostedService, trained: str, adapted: str) -> None:
@@ -133,7 +133,8 @@ class Observer:
         while not self._stopping.wait(0.5):
             for name, seen in self.at_work.items():
                 titles = self._service.hosts[name].processes().values()
-                seen.update(title for title in titles if title.startswith(WORKER_AT_WORK))
+                at_work = [title for title in titles if title.startswith(WORKER_AT_WORK)]
+                seen.update("jobs" if "attempt" in title else "tasks of rounds" for title in at_work)
 
 
 def table(recoveries: Sequence[Recovery]) -> str:
