@@ -29,7 +29,8 @@ pytestmark = [pytest.mark.deploy, pytest.mark.ray, pytest.mark.timeout(3600)]
 WELL_WITHIN_S = 600.0  # a node takes 10 s on an idle machine, and minutes on one that others use too
 ENDED = dict.fromkeys(ORDER, 0) | {"ray-head": 1, "ray-worker": 1}  # Ray's answer to SIGTERM, after it drained the node
 STUDY = "studies/digits"
-SETTINGS = ["rounds=6", "network.channels=2", "families.0.tasks_per_round=2"]
+ROUNDS = 200  # enough for a coordinator to be stopped meanwhile
+SETTINGS = [f"rounds={ROUNDS}", "network.channels=2", "families.0.tasks_per_round=2"]
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +96,11 @@ def test_a_restarted_coordinator_goes_on_with_what_it_handed_over(
     assert containers.stop("coordinator") == 0, containers.log("coordinator")
     assert containers.health("coordinator") == 1
     handed_over = client.get_job(name)
-    assert handed_over.state == pb.JOB_STATE_QUEUED and handed_over.progress.done < 6
+    assert handed_over.state == pb.JOB_STATE_QUEUED and handed_over.progress.done < ROUNDS
     containers.start("coordinator")
     containers.wait_until_well("coordinator", WELL_WITHIN_S)
     job = client.wait(name)
-    assert job.state == pb.JOB_STATE_SUCCEEDED and job.meta_train_result.prior_version == 6, job
+    assert job.state == pb.JOB_STATE_SUCCEEDED and job.meta_train_result.prior_version == ROUNDS, job
     assert job.meta_train_result.prior_sha256 == undisturbed(tmp_path)
 
 
@@ -139,4 +140,4 @@ def test_what_was_acknowledged_is_there_after_all_were_started_again(
     states = {job.state for job in client.list_jobs(STUDY)}
     assert states == {pb.JOB_STATE_SUCCEEDED}
     job = client.wait(client.submit(STUDY, "digits", num_ways=3, steps=1, test_per_class=5).name)
-    assert job.adapt_result.prior_version == 6, "from the prior of before"
+    assert job.adapt_result.prior_version == ROUNDS, "from the prior of before"
