@@ -26,7 +26,7 @@ from common.meta.prior import Prior
 from common.metrics import RetryCause
 from coordinator.calls import Call, Outcome
 from coordinator.evaluate_run import EvaluateRun
-from coordinator.fairness import MAX_BACK_OFF_S, num_eligible, pick
+from coordinator.fairness import MAX_BACK_OFF_S, more_calls, num_eligible, pick
 from coordinator.few_shot_run import FewShotRun
 from coordinator.jobs import (
     AdaptSpec,
@@ -228,12 +228,13 @@ class Dispatcher:
 
     # For runs
 
-    @property
-    def share(self) -> int:
-        """Calls that a run which has many to make may have at the workers at a time. Jobs start where workers have
-        room: so that others find some, such runs together leave room for one call."""
-        num_runs = sum(isinstance(run, TrainRun) for run in self._runs.values())
-        return max((MAX_IN_FLIGHT * self.pool.num_workers - 1) // max(num_runs, 1), 1)
+    def more_calls(self, run: Run) -> int:
+        """Calls that a run which has many to make may submit now, see `fairness.more_calls`. Jobs start where workers
+        have room: so that others find some, such runs together leave room for one call."""
+        runs = [each for each in self._runs.values() if isinstance(each, TrainRun)]
+        mine = sum(len(each.keys) for each in runs if each is run)
+        others = [(len(each.keys), each.has_more) for each in runs if each is not run]
+        return more_calls(mine, others, MAX_IN_FLIGHT * self.pool.num_workers - 1)
 
     def submit(self, run: Run, key: str, request: Call, prior: Prior | None) -> None:
         """Hands a call of a run to the pool."""

@@ -1,6 +1,6 @@
 """Which queued job starts next: a fair share for every tenant, priority and order of submission inside one. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from coordinator.store.records import QueueEntry
 
@@ -55,6 +55,24 @@ def num_eligible(
     """
     found = [entry.is_quick for entry in _eligible(entries, busy_studies, has_gpu, now_s)]
     return sum(found), len(found) - sum(found)
+
+
+def more_calls(mine: int, others: Sequence[tuple[int, bool]], room: int) -> int:
+    """Calls that a run may submit now, of the runs that have many to make.
+
+    Each has an equal part of the room. What those leave of theirs that have nothing more to submit, as at the end of a
+    round, is divided equally among the others, until they want it again. None is left without a single call.
+
+    Args:
+        mine: calls that it has submitted, and that have no outcome yet.
+        others: the same of the other runs, and whether they have more to submit.
+        room: calls that all of them may have.
+    """
+    part = max(room // (len(others) + 1), 1)
+    left = sum(max(part - calls, 0) for calls, has_more in others if not has_more)
+    share = part + left // (1 + sum(has_more for _, has_more in others))
+    free = room - mine - sum(calls for calls, _ in others)
+    return max(min(share - mine, free), 1 - mine, 0)
 
 
 def _first_eligible(

@@ -47,7 +47,6 @@ class Desk(Protocol):
         metrics: hears of what is done.
         now_s: seconds since 1970.
         monotonic_s: a clock that never jumps.
-        share: calls that a run which has many to make may have at the workers at a time.
     """
 
     epoch: int
@@ -59,9 +58,8 @@ class Desk(Protocol):
     now_s: Callable[[], float]
     monotonic_s: Callable[[], float]
 
-    @property
-    def share(self) -> int:
-        """See above."""
+    def more_calls(self, run: "Run") -> int:
+        """Calls that a run which has many to make may submit now."""
         ...
 
     @property

@@ -65,6 +65,11 @@ class TrainRun(Run):
     def is_at_work(self) -> bool:
         """Whether something would be lost if it stopped now."""
 
+    @property
+    @abstractmethod
+    def has_more(self) -> bool:
+        """Whether it would submit more calls if it might."""
+
     @abstractmethod
     def _hand_out(self, catalogs: list[ClassArrays]) -> None:
         """Submits what there is to do."""
@@ -177,10 +182,19 @@ class RoundsRun(TrainRun):
 
     round: Round | None = None
 
+    def __init__(self, desk: Desk, job: Job) -> None:
+        super().__init__(desk, job)
+        self.waiting: deque[str] = deque()
+
     @property
     def is_at_work(self) -> bool:
         """See `TrainRun`."""
         return self.round is not None
+
+    @property
+    def has_more(self) -> bool:
+        """See `TrainRun`."""
+        return bool(self.waiting)
 
     def _hand_out(self, catalogs: list[ClassArrays]) -> None:
         round_plan = plan(self.prior, self.config, catalogs)
@@ -195,7 +209,7 @@ class RoundsRun(TrainRun):
 
     def _fill(self) -> None:
         """Submits as many tasks as there is room for, beside what others have submitted."""
-        while self.waiting and len(self.keys) < self.desk.share:
+        for _ in range(min(self.desk.more_calls(self), len(self.waiting))):
             name = self.waiting.popleft()
             self._submit(name, self.requests[name])
 
@@ -233,6 +247,11 @@ class BufferedRun(TrainRun):
         """See `TrainRun`."""
         return self.course is not None
 
+    @property
+    def has_more(self) -> bool:
+        """See `TrainRun`."""
+        return self.course is not None
+
     def _hand_out(self, catalogs: list[ClassArrays]) -> None:
         config = self.config
         if self.course is None:
@@ -245,7 +264,7 @@ class BufferedRun(TrainRun):
                 self.target,
             )
             self.started_s = self.desk.monotonic_s()
-        for request in self.course.hand_out(self.desk.share - len(self.keys)):
+        for request in self.course.hand_out(self.desk.more_calls(self)):
             self._submit(request.task.task_id, request)
 
     def _again(self, name: str) -> AdaptRequest:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.fairness import MAX_BACK_OFF_S, pick
+from coordinator.fairness import MAX_BACK_OFF_S, more_calls, pick
 from coordinator.store.records import QueueEntry
 
 NOW_S = 1_000_000.0
@@ -178,3 +178,54 @@ def test_where_there_is_room_for_one_kind_of_job_alone_the_first_of_them_is_next
     assert found(takes_long=False) == "a2", "the quick one of b waits for another attempt"
     assert found(takes_quick=False) == "b2"
     assert found(takes_quick=False, takes_long=False) is None
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "room", "expected"),
+    [
+        (0, [], 7, 7),
+        (3, [], 7, 4),
+        (0, [(0, True)], 8, 4),
+        (4, [(4, True)], 8, 0),
+        # The other has nothing more to submit: what it leaves is taken,
+        (4, [(1, False)], 8, 3),
+        (0, [(0, False), (0, True)], 9, 4),
+        # and given back once it wants it again, as calls end.
+        (7, [(1, True)], 8, 0),
+        (1, [(7, True)], 8, 0),
+        (1, [(6, True)], 8, 1),
+        # Nobody is left without a single call.
+        (0, [(8, True)], 8, 1),
+        (0, [(0, True), (0, True)], 1, 1),
+        (0, [], -1, 1),
+    ],
+)
+def test_runs_with_many_calls_share_the_room(
+    mine: int, others: list[tuple[int, bool]], room: int, expected: int
+) -> None:
+    assert more_calls(mine, others, room) == expected
+
+
+@given(
+    waiting=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    room=st.integers(1, 30),
+    endings=st.lists(st.integers(0, 4), max_size=60),
+)
+def test_whatever_ends_the_room_is_kept_and_used(waiting: list[int], room: int, endings: list[int]) -> None:
+    calls = [0] * len(waiting)
+
+    def submit() -> None:
+        for index in range(len(waiting)):
+            others = [(calls[i], waiting[i] > 0) for i in range(len(waiting)) if i != index]
+            number = min(more_calls(calls[index], others, room), waiting[index])
+            calls[index] += number
+            waiting[index] -= number
+
+    for ending in (*endings, 0):
+        submit()
+        submit()  # that one has no more to submit was not known to those before it
+        assert sum(calls) < room + len(calls), "each may have a single call"
+        hungry = sum(number > 0 for number in waiting)
+        assert not hungry or sum(calls) > room - 2 * len(calls), "but for the rest of two divisions"
+        index = ending % len(calls)
+        calls[index] = max(calls[index] - 1, 0)
