@@ -25,9 +25,8 @@ demo: $(INSTALLED) ## Meta-learn a small prior, adapt it to unseen tasks, draw t
 
 # One thread in each of the processes that test side by side: more would wait for each other. Ray's workers get their share
 # of the cores (it gives them less by default), or tests that wait for them run into their time limits.
-# Three processes for two cores: one has what waits for Ray's shared cluster, one what waits for clusters of its own.
 test: $(INSTALLED) data redis ## Run the tests; without ARGS also hold the coverage of the pure modules
-	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses=3 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=)
 	$(if $(ARGS),@true,$(BIN)/coverage report --fail-under=$(MIN_COVERAGE_PERCENT))
 
 check: $(INSTALLED) ## Check format, lint, types and the direction of imports
