@@ -64,7 +64,10 @@ def connect(address: str | None, include_dashboard: bool = True, job_name: str =
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "a local Ray cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
-        raise UnavailableError(f"{where}: {str(error).splitlines()[0]}") from error
+        first, *others = str(error).strip().splitlines()
+        # Ray's client says what happened at the other end, as a traceback.
+        reason = f"{first} {others[-1].strip()}" if first.endswith(":") and others else first
+        raise UnavailableError(f"{where}: {reason}") from error
     url = getattr(context, "dashboard_url", None) or None
     return Cluster(
         dashboard_url=f"http://{url}" if url else None,

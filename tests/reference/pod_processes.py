@@ -167,6 +167,20 @@ class PodProcesses:
         except OSError:
             return False
 
+    def node_id(self, name: str) -> str:
+        """Of the Ray node in a pod."""
+        for pid in descendants(self._running[name].pid):
+            with suppress(OSError):
+                for argument in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
+                    if argument.startswith("--node_id="):
+                        return argument.partition("=")[2]
+        raise AssertionError(f"{name} has no raylet\n{self.logs()}")
+
+    def keep(self, name: str) -> None:
+        """Starts the gateway or the supervisor again, if it has ended, as a kubelet does."""
+        if self._running[name].poll() is not None:
+            self.start_metasearch(name)
+
     def has(self, name: str, titles: tuple[str, ...]) -> bool:
         """Whether a process runs in a pod whose title begins with one of these."""
         for pid in descendants(self._running[name].pid):
