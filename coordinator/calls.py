@@ -65,7 +65,10 @@ class PendingCall:
 
     @property
     def title(self) -> str:
-        """What the Ray dashboard calls it; has the job's id, where there is one."""
+        """What the Ray dashboard calls it, with the job's id where there is one, and the worker's process meanwhile.
+
+        By its beginning deploy/kubernetes (preStop) knows workers that are at work.
+        """
         request = self.request
         if isinstance(request, AdaptRequest | PartialSumRequest):
             task = f"adapt {span_of(request.task_ids)}"

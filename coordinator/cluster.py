@@ -64,7 +64,7 @@ def connect(address: str | None, include_dashboard: bool = True, job_name: str =
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "a local Ray cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
-        first, *others = str(error).strip().splitlines()
+        first, *others = str(error).strip().splitlines() or [type(error).__name__]
         # Ray's client says what happened at the other end, as a traceback.
         reason = f"{first} {others[-1].strip()}" if first.endswith(":") and others else first
         raise UnavailableError(f"{where}: {reason}") from error

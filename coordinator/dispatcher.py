@@ -231,10 +231,10 @@ class Dispatcher:
     def more_calls(self, run: Run) -> int:
         """Calls that a run which has many to make may submit now, see `fairness.more_calls`. Jobs start where workers
         have room: so that others find some, such runs together leave room for one call."""
-        runs = [each for each in self._runs.values() if isinstance(each, TrainRun)]
-        mine = sum(len(each.keys) for each in runs if each is run)
-        others = [(len(each.keys), each.has_more) for each in runs if each is not run]
-        return more_calls(mine, others, MAX_IN_FLIGHT * self.pool.num_workers - 1)
+        assert isinstance(run, TrainRun)
+        runs = [each for each in self._runs.values() if isinstance(each, TrainRun) and each is not run]
+        others = [(len(each.keys), each.has_more) for each in runs]
+        return more_calls(len(run.keys), others, MAX_IN_FLIGHT * self.pool.num_workers - 1)
 
     def submit(self, run: Run, key: str, request: Call, prior: Prior | None) -> None:
         """Hands a call of a run to the pool."""

@@ -1,4 +1,5 @@
-"""Which queued job starts next: a fair share for every tenant, priority and order of submission inside one. Pure."""
+"""Which queued job starts next: a fair share for every tenant, priority and order of submission inside one; and how
+many calls a study in training may have at the workers. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 

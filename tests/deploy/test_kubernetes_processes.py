@@ -41,7 +41,7 @@ def cluster() -> Iterator[PodProcesses]:
         processes.start_metasearch("gateway")
 
         def is_up() -> bool:
-            processes.keep("supervisor")  # it ends where Ray's client server is not ready for it yet
+            processes.keep("supervisor")  # it ends where Ray's client server refuses it
             return processes.store.epoch() > 0
 
         wait_until(is_up, 120)
