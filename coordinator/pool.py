@@ -26,6 +26,8 @@ from coordinator.sweep_hosts import SweepHosts
 from workers.actor import SearchWorker, WorkerStatus
 
 MAX_IN_FLIGHT = 2
+MAX_OUTCOMES = 64
+"""Calls that may end in one poll: what a poll costs grows with the workers, and what follows must not take too long."""
 _POLL_S = 1.0
 _STATUS_TIMEOUT_S = 2.0
 
@@ -204,12 +206,14 @@ class RayPool:
             if is_waiting and not outcomes:  # all workers wait to be started again
                 self._pause(timeout_s)
             return outcomes
-        ready, _ = ray.wait(awaited, num_returns=1, timeout=0 if outcomes else timeout_s)
+        ready, _ = ray.wait(awaited, num_returns=min(len(awaited), MAX_OUTCOMES), timeout=0)
+        if not (ready or outcomes):
+            ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
         for ref in ready:
-            if ref in asked:
+            # A result may have settled what its worker was asked; and of one that died the first call tells of all.
+            if ref in asked and asked[ref].withdrawal is not None:
                 self._settle(asked[ref])
-            # A worker that died is found out by the first of its calls.
-            elif ref in at_hand and at_hand[ref] in self._everyone:
+            elif ref in at_hand and at_hand[ref] in self._everyone and ref in at_hand[ref].at_hand:
                 outcomes += self._outcomes(at_hand[ref], ref)
         ended = [self._hosts.ended(ref) for ref in ready if ref in sweeps]
         outcomes += [Outcome(each.key, each.result, each.error, each.lost, each.uses_attempt) for each in ended]

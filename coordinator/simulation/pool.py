@@ -142,7 +142,7 @@ class SimulatedPool:
             self._clock.wait_until(until_s)
             return []
         outcomes: list[Outcome] = []
-        for _ in range(1 if self._costs.outcomes_per_poll == "one" else len(self._arrived)):
+        for _ in range(min(self._costs.outcomes_per_poll, len(self._arrived))):
             arrived_s, take = self._arrived.popleft()
             self.tally.waited_s += self._clock.now_s - arrived_s
             self._clock.charge("receive", self._costs.receive_s)

@@ -7,27 +7,28 @@ tasks. With 1,000 workers harder work, too: fewer tasks, heavier tails, more dea
 which the queues fill, is not counted; of more than 1,000 workers it is shorter, a little over one round, and fewer
 modes are tried. What the coordinator's steps cost is fitted to such a machine, see `fit_costs.py`.
 
-For real, rounds of the demo's study run on a pool of one worker and on one of two, in turn, in one Ray. The ratio is of
-whole rounds: plan, tasks, transfer, exact sums, outer step. Beside it stands what the machine allows: the same tasks in
-two processes against one, without Ray and all the rest.
+For real, rounds of the demo's study run on a pool that has one worker and two in turn, in one Ray. Of Ray's processes
+there are those that work needs, not those that serve people: on two cores each costs the second worker some percent,
+and so does a third worker that rests. The ratio is of whole rounds, by workers that are warm: plan, tasks, transfer,
+exact sums, outer step. Beside it stands what the machine allows: the same tasks in two processes against one, without
+Ray and all the rest.
 """
 
 import logging
 import multiprocessing
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from bare_processes import bare_processes
 from reporting import arguments, console, finish, spread
 
 from common.config import StudyConfig
 from common.loading import load
 from common.meta.prior import Prior, initial_prior
-from coordinator.cluster import NAMESPACE, disconnect
 from coordinator.pool import RayPool
 from coordinator.rounds import Round, bundled, plan
 from coordinator.simulate_cli import show
@@ -39,6 +40,10 @@ from coordinator.simulation.simulator import Assumptions, Setup, simulate
 from coordinator.simulation.workload import WHAT, Mode, Workload
 from coordinator.study import load_catalogs
 
+# The root first, for the processes that start: folders of the tests have the names of packages.
+sys.path += [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+from reference.ray_hosts import RayHosts
+
 SEED = 7
 DEFAULT: Mode = "sums"
 AT = 1000
@@ -47,6 +52,8 @@ OF_MANY: tuple[Mode, ...] = ("sums", "host_sums", "buffered")
 """Modes that are tried with more workers than that."""
 SHORTER = 15.0
 """Simulated time of more workers than that, in task times at the mean."""
+QUIET = ("--num-cpus=2", "--include-log-monitor=false")
+"""Of `ray start`, for real rounds: no dashboard, which is not there unless asked for, and no log for drivers."""
 OTHER_WORK: Mapping[str, tuple[str, dict[str, Any]]] = {
     "two_studies": (
         "two studies, two tasks per worker each, and submitted tasks",
@@ -110,40 +117,27 @@ def real(num_tasks: int, num_steps: int, repeats: int) -> dict[str, Any]:
     config = load("demo", [f"families.0.tasks_per_round={num_tasks}", f"inner.steps={num_steps}"], environment={})
     catalogs = load_catalogs(config)
     prior = initial_prior(config)
-    # Room for both pools; the one that has no round rests.
-    ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        num_cpus=3,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    logger = logging.getLogger("bench")
-    pools = {
-        number: RayPool(f"bench-scale-{number}", number, 0.0, config.cluster, time.monotonic, logger)
-        for number in (1, 2)
-    }
-    seconds: dict[int, list[float]] = {number: [] for number in pools}
-    bare: dict[int, list[float]] = {number: [] for number in pools}
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    bare: dict[int, list[float]] = {1: [], 2: []}
     digests = set()
-    try:
-        for number, pool in pools.items():
-            while pool.num_workers < number:
-                one_round(pool, prior, config, catalogs)
-            one_round(pool, prior, config, catalogs)  # by workers that are warm from now on
-        with bare_processes(config) as processes:
-            for _ in range(repeats):
-                for number, pool in pools.items():
-                    started_s = time.perf_counter()
-                    following = one_round(pool, prior, config, catalogs)
-                    seconds[number].append(time.perf_counter() - started_s)
-                    digests.add(following.digest())
-                    bare[number].append(processes.round_s(number))
-    finally:
-        for pool in pools.values():
-            pool.close()
-        disconnect()
+    with RayHosts(head=QUIET), bare_processes(config) as processes:
+        pool = RayPool("bench-scale", 1, 0.0, config.cluster, time.monotonic, logging.getLogger("bench"))
+        for repeat in range(repeats):
+            for number in (1, 2) if repeat % 2 == 0 else (2, 1):
+                if pool.num_workers != number or not repeat:
+                    pool.resize(number)
+                    while pool.num_workers != number:
+                        one_round(pool, prior, config, catalogs)
+                    one_round(pool, prior, config, catalogs)  # by workers that are warm from now on
+                started_s = time.perf_counter()
+                following = one_round(pool, prior, config, catalogs)
+                seconds[number].append(time.perf_counter() - started_s)
+                digests.add(following.digest())
+                bare[number].append(processes.round_s(number))
+            console.print(
+                f"rounds of {repeat + 1}/{repeats}: {seconds[1][-1]:.2f} s on one, {seconds[2][-1]:.2f} s on two"
+            )
+        pool.close()
     assert len(digests) == 1, "the prior does not depend on the number of workers"
     one, two, bare_one, bare_two = (np.array(found[number]) for found in (seconds, bare) for number in (1, 2))
     return {

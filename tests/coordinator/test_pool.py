@@ -40,7 +40,7 @@ from coordinator.nodes import Nodes
 from coordinator.outer import OuterStep
 from coordinator.pool import MAX_IN_FLIGHT, RayPool
 from coordinator.rounds import Result, plan, request_of
-from workers.actor import WorkerStatus
+from workers.actor import SearchWorker, WorkerStatus
 from workers.data.handful import Handful
 from workers.device import choose_device
 from workers.runner import TaskRunner
@@ -69,10 +69,18 @@ def undisturbed_digest(config: StudyConfig, tmp_path_factory: pytest.TempPathFac
 def make_pool() -> Iterator[Callable[..., RayPool]]:
     pools: list[RayPool] = []
 
-    def make(num_workers: int = 2, nodes: Callable[[], Nodes | None] = lambda: None, **cluster: object) -> RayPool:
+    def make(
+        num_workers: int = 2,
+        nodes: Callable[[], Nodes | None] = lambda: None,
+        worker_class: type = SearchWorker,
+        **cluster: object,
+    ) -> RayPool:
         name = f"test-{os.getpid()}-{time.monotonic_ns()}"
         settings = ClusterConfig.model_validate({"task_timeout_s": 120.0, **cluster})
-        pools.append(RayPool(name, num_workers, 0.0, settings, time.monotonic, logging.getLogger("test"), nodes=nodes))
+        log = logging.getLogger("test")
+        pools.append(
+            RayPool(name, num_workers, 0.0, settings, time.monotonic, log, worker_class=worker_class, nodes=nodes)
+        )
         return pools[-1]
 
     yield make
@@ -339,6 +347,40 @@ def test_a_prior_enters_the_object_store_once_per_version(
     for _ in range(2):
         list(pool.run(prior, requests[:2]))
     assert len(puts) == 1
+
+
+class Prompt:
+    """Answers at once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(self._name, os.getpid(), "cpu", None, 0)
+
+    def adapt(self, request: object, prior: Prior) -> str:
+        return "adapted"
+
+
+def test_a_poll_returns_what_has_ended_on_all_workers_up_to_a_limit(
+    config: StudyConfig, make_pool: Callable[..., RayPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.pool.MAX_OUTCOMES", 2)
+    pool = make_pool(3, worker_class=Prompt)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while pool.num_workers < 3:
+        assert time.monotonic() < deadline_s
+        assert pool.poll(0.0) == []
+        time.sleep(0.05)
+    prior = initial_prior(config)
+    for request in plan(prior, config, study.load_catalogs(config)).requests[:3]:
+        pool.submit(request.task.task_id, request, prior)
+    found = [pool.poll(0.0)]
+    calls = [ref for worker in pool._workers for ref, _ in worker.in_flight]
+    ray.wait(calls, num_returns=len(calls), timeout=PATIENCE_S)
+    found += [pool.poll(0.0), pool.poll(0.0)]
+    assert sum(map(len, found)) == 3
+    assert max(map(len, found)) == 2
 
 
 # Calls one by one, as the service makes them

@@ -1,6 +1,9 @@
 """The Ray dashboard of a live service, in a headless browser: who is there, what they do for which job, their logs."""
 
+import os
 import re
+import subprocess
+import sys
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,9 @@ import pytest
 from reference.dashboard import Dashboard, open_dashboard, require_browser
 from reference.gateway import until
 from reference.live_service import LiveService, Work, live_service, submit_work
+from reference.processes import environment_without_ray
+
+DOCS = Path(__file__).parents[2] / "docs/dashboard.md"
 
 pytestmark = [pytest.mark.deploy, pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -121,6 +127,34 @@ def test_logs_of_coordinator_and_workers_are_reachable_and_tell_of_jobs_and_roun
     assert re.search(rf"{work.trained}: version 3 of 6, loss \d\.\d+ job={id_of(work.trained)} round=3\n", log)
     logs = "".join(dashboard.log_of(actor["actor_id"]) for actor in dashboard.actors() if is_worker(actor))
     assert re.search(rf"begins worker=worker-\d job={id_of(work.endless)} attempt=1\n", logs)
+
+
+def test_the_commands_of_the_docs_tell_the_same_without_a_browser(
+    service: LiveService, dashboard: Dashboard, work: Work
+) -> None:
+    job = id_of(work.endless)
+    worker = dashboard.tasks()[f"job {job}: adapt, attempt 1"]["actor_id"]
+    environment = environment_without_ray() | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": service.ray_token,
+        "RAY_API_SERVER_ADDRESS": service.dashboard_url,  # this service's, whatever else runs here
+    }
+    commands = re.findall(r"^ray (?:list|logs) .*$", DOCS.read_text(), re.MULTILINE)
+    found = []
+    for command in commands:
+        typed = (
+            command.replace("ACTOR_ID", str(worker)).replace("job=ID", f"job={job}").replace("job ID:", f"job {job}:")
+        )
+        ended = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", typed], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 0, f"{typed}\n{ended.stdout}\n{ended.stderr}"
+        found.append(ended.stdout)
+    actors, log, tasks = found
+    assert re.search(r"name: coordinator\n", actors) and "class_name: SearchWorker" in actors
+    assert re.search(rf"begins worker=worker-\d job={job} attempt=1", log)
+    assert f"name: 'job {job}: adapt, attempt 1'" in tasks and "state: RUNNING" in tasks
 
 
 def is_worker(actor: dict[str, object]) -> bool:
