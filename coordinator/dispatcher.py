@@ -1,4 +1,4 @@
-"""What the coordinator does with jobs, turn by turn: start, follow, finish. No Ray here, and no clock of its own.
+"""What the coordinator does with jobs, turn by turn: start, follow, finish. Ray is behind the pool; and no clock of its own.
 
 Nothing that matters lives here alone. Whoever takes charge next finds the jobs that were running in the store, puts
 them back into the queue, and computes again what was not committed, to the same bytes.
@@ -26,8 +26,9 @@ from common.meta.prior import Prior
 from common.metrics import RetryCause
 from coordinator.calls import Call, Outcome
 from coordinator.evaluate_run import EvaluateRun
-from coordinator.fairness import MAX_BACK_OFF_S, more_calls, num_eligible, pick
+from coordinator.fairness import MAX_BACK_OFF_S, more_calls
 from coordinator.few_shot_run import FewShotRun
+from coordinator.job_queue import JobQueue, Room
 from coordinator.jobs import (
     AdaptSpec,
     EvaluateSpec,
@@ -46,7 +47,7 @@ from coordinator.runs import AdaptRun, Run
 from coordinator.scaling import Load
 from coordinator.service_metrics import ServiceMetrics, Staff
 from coordinator.settings import ServiceSettings
-from coordinator.store.fenced import MAX_PAGE, SupersededError
+from coordinator.store.fenced import SupersededError
 from coordinator.store.jobs import JobStore
 from coordinator.sweep_run import SweepRun
 from coordinator.train_run import RoundsRun, TrainRun, train_run_of
@@ -56,7 +57,6 @@ _LOOK_EVERY_S = 1.0
 _MEASURE_EVERY_S = 2.0
 # Asking a thousand workers how far they are, and storing it, takes a second or so: then it is done less often.
 _LOOKING_FRACTION = 0.1
-_QUICK_LOOK = 32
 
 # Beside these, meta-training, whose kind is the study's.
 _KINDS: Mapping[type[JobSpec], type[Run]] = {
@@ -74,25 +74,8 @@ _REASONS: tuple[tuple[type[MetaSearchError], FailureReason], ...] = (
 )
 
 
-class Pool(Staff, Protocol):
+class Pool(Staff, Room, Protocol):
     """Where calls run; see `coordinator.pool.RayPool`."""
-
-    gpus_per_worker: float
-
-    @property
-    def num_workers(self) -> int:
-        """Workers that run."""
-        ...
-
-    @property
-    def max_workers(self) -> int:
-        """The most workers that there may be."""
-        ...
-
-    @property
-    def num_pending(self) -> int:
-        """Calls without an outcome yet, but for quick ones."""
-        ...
 
     def expect(self, load: Load) -> None:
         """Says what is not submitted for want of workers."""
@@ -152,7 +135,7 @@ class Dispatcher:
         self.logger = logger
         self.metrics = metrics or ServiceMetrics()
         self.monotonic_s = monotonic_s
-        self._capacity = capacity
+        self._queue = JobQueue(store, pool, settings, now_s, capacity)
         self.priors = StudyPriors(store, settings.artifacts, now_s)
         self.epoch = store.take_charge(holder)
         self.draining = False
@@ -190,7 +173,7 @@ class Dispatcher:
                 started = self._start_jobs()
                 # Those that started are calls now: counted as waiting, too, they would have more workers added.
                 if self._every("demand", _LOOK_EVERY_S) or started:
-                    self.pool.expect(self._demand())
+                    self.pool.expect(self._queue.demand(self.running))
         except UnavailableError as error:
             # A job may have been started without our hearing of it: it goes back before another one starts, so that
             # jobs that move a prior keep their order.
@@ -274,53 +257,20 @@ class Dispatcher:
     def _start_jobs(self) -> bool:
         """Starts what may start and finds room; returns whether anything did."""
         self._give_up_late()
-        room = MAX_IN_FLIGHT * self.pool.num_workers
         if not (self._look_at_queue or self._every("queue", _LOOK_EVERY_S)):
             return False
         started = False
         refused: set[str] = set()
-        while True:
-            num_quick = sum(isinstance(run.job.spec, FewShotSpec) for run in self._runs.values())
-            takes_quick = num_quick < room
-            takes_long = max(len(self._runs) - num_quick, self.pool.num_pending) < room
-            if not (takes_quick or takes_long):
-                return started
+        while openings := self._queue.openings(self.running):
             self._look_at_queue = False
-            # Quick jobs are in front; where the others have to wait anyway, nobody looks further.
-            queues = self.store.queues(None if takes_long else _QUICK_LOOK)
-            running: dict[str, int] = {}
-            for job in self.running:
-                running[job.tenant] = running.get(job.tenant, 0) + 1
-            full = {t for t in queues if running.get(t, 0) >= self.settings.quota_of(t).max_running} | refused
-            entry = pick(
-                {tenant: entries for tenant, entries in queues.items() if tenant not in full},
-                running,
-                {tenant: self.settings.quota_of(tenant).weight for tenant in queues},
-                frozenset((job.tenant, job.study) for job in self.running if job.spec.moves_prior),
-                self.pool.gpus_per_worker > 0,
-                self.now_s(),
-                takes_quick,
-                takes_long,
-            )
-            if entry is None:
-                return started
-            if self._start(self.store.get_job(entry.tenant, entry.study, entry.job_id).job):
+            job = self._queue.next_job(self.running, openings, refused)
+            if job is None:
+                break
+            if self._start(job):
                 started = self._look_at_queue = True
             else:  # asking again at once would have the same answer
-                refused.add(entry.tenant)
-
-    def _demand(self) -> Load:
-        """Jobs that would start if there were more workers, no more of each tenant than there may be workers."""
-        if self.pool.max_workers <= self.pool.num_workers:
-            return Load()
-        busy = frozenset((job.tenant, job.study) for job in self.running if job.spec.moves_prior)
-        num_quick = num_long = 0
-        for tenant, entries in self.store.queues(self.pool.max_workers).items():
-            quick, long = num_eligible(entries, busy, self.pool.gpus_per_worker > 0, self.now_s())
-            running = sum(job.tenant == tenant for job in self.running)
-            num_quick += quick
-            num_long += min(long, max(self.settings.quota_of(tenant).max_running - running, 0))
-        return Load(num_long, num_quick)
+                refused.add(job.tenant)
+        return started
 
     def _start(self, job: Job) -> bool:
         """Starts a job, unless the store refuses."""
@@ -372,25 +322,15 @@ class Dispatcher:
         """Fails queued jobs whose time is up."""
         if not self._every("deadlines", _LOOK_EVERY_S):
             return
-        # Reading a thousand takes some 20 ms. Those further back are told that they are late once they come closer.
-        for entries in self.store.queues(MAX_PAGE).values():
-            for entry in entries:
-                if entry.queue_deadline_s is None or entry.queue_deadline_s > self.now_s():
-                    continue
-                job = self.store.get_job(entry.tenant, entry.study, entry.job_id).job
-                if job.attempt:
-                    continue  # it was started in time, and is back through no fault of its own
-                asked = "it asked for a GPU" if job.needs_gpu and not self.pool.gpus_per_worker else "workers were busy"
-                message = f"it could not start before its deadline: {asked}; {self._capacity}"
-                failure = Failure(reason=FailureReason.RESOURCE_UNAVAILABLE, message=message)
-                try:
-                    self.store.give_up(self.epoch, job, self.now_s(), failure)
-                except SupersededError:
-                    raise
-                except ConflictError as error:
-                    self.logger.info("%s", error)
-                else:
-                    self.metrics.failed(job, failure.reason)
+        for job, failure in self._queue.late():
+            try:
+                self.store.give_up(self.epoch, job, self.now_s(), failure)
+            except SupersededError:
+                raise
+            except ConflictError as error:
+                self.logger.info("%s", error)
+            else:
+                self.metrics.failed(job, failure.reason)
 
     def _follow(self) -> None:
         """Renews leases, passes progress on, and does what users ask of running jobs."""

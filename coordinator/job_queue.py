@@ -1,0 +1,130 @@
+"""What the queues hold for one coordinator: which job starts next, how much would start with more workers, and which
+jobs have waited too long. It looks, and changes nothing."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from coordinator.fairness import num_eligible, pick
+from coordinator.jobs import Failure, FailureReason, FewShotSpec, Job
+from coordinator.pool import MAX_IN_FLIGHT
+from coordinator.scaling import Load
+from coordinator.settings import ServiceSettings
+from coordinator.store.fenced import MAX_PAGE
+from coordinator.store.jobs import JobStore
+
+_QUICK_LOOK = 32
+
+
+class Room(Protocol):
+    """The workers of a pool; see `coordinator.pool.RayPool`."""
+
+    gpus_per_worker: float
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that run."""
+        ...
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that there may be."""
+        ...
+
+    @property
+    def num_pending(self) -> int:
+        """Calls without an outcome yet, but for quick ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class Openings:
+    """For which kinds of job workers have room."""
+
+    quick: bool
+    long: bool
+
+    def __bool__(self) -> bool:
+        return self.quick or self.long
+
+
+class JobQueue:
+    """All tenants' queues, seen with the workers that there are.
+
+    Args:
+        store: of jobs.
+        room: the workers.
+        settings: quotas.
+        now_s: seconds since 1970.
+        capacity: what the cluster has, in words, for jobs that find no resources.
+    """
+
+    def __init__(
+        self, store: JobStore, room: Room, settings: ServiceSettings, now_s: Callable[[], float], capacity: str
+    ) -> None:
+        self._store = store
+        self._room = room
+        self._settings = settings
+        self._now_s = now_s
+        self._capacity = capacity
+
+    def openings(self, running: Sequence[Job]) -> Openings:
+        """What could start beside the jobs that run, if there is any."""
+        room = MAX_IN_FLIGHT * self._room.num_workers
+        num_quick = sum(isinstance(job.spec, FewShotSpec) for job in running)
+        return Openings(num_quick < room, max(len(running) - num_quick, self._room.num_pending) < room)
+
+    def next_job(self, running: Sequence[Job], openings: Openings, refused: Collection[str]) -> Job | None:
+        """The job to start next, see `coordinator.fairness.pick`; none of the tenants in `refused`."""
+        # Quick jobs are in front; where the others have to wait anyway, nobody looks further.
+        queues = self._store.queues(None if openings.long else _QUICK_LOOK)
+        by_tenant = Counter(job.tenant for job in running)
+        quotas = {tenant: self._settings.quota_of(tenant) for tenant in queues}
+        entry = pick(
+            {
+                tenant: entries
+                for tenant, entries in queues.items()
+                if by_tenant[tenant] < quotas[tenant].max_running and tenant not in refused
+            },
+            by_tenant,
+            {tenant: quota.weight for tenant, quota in quotas.items()},
+            _moving(running),
+            self._room.gpus_per_worker > 0,
+            self._now_s(),
+            openings.quick,
+            openings.long,
+        )
+        return None if entry is None else self._store.get_job(entry.tenant, entry.study, entry.job_id).job
+
+    def demand(self, running: Sequence[Job]) -> Load:
+        """Jobs that would start if there were more workers, no more of each tenant than there may be workers."""
+        if self._room.max_workers <= self._room.num_workers:
+            return Load()
+        by_tenant = Counter(job.tenant for job in running)
+        num_quick = num_long = 0
+        for tenant, entries in self._store.queues(self._room.max_workers).items():
+            quick, long = num_eligible(entries, _moving(running), self._room.gpus_per_worker > 0, self._now_s())
+            num_quick += quick
+            num_long += min(long, max(self._settings.quota_of(tenant).max_running - by_tenant[tenant], 0))
+        return Load(num_long, num_quick)
+
+    def late(self) -> Iterator[tuple[Job, Failure]]:
+        """Jobs that did not start before their deadline, and why."""
+        # Reading a thousand takes some 20 ms. Those further back are told that they are late once they come closer.
+        for entries in self._store.queues(MAX_PAGE).values():
+            for entry in entries:
+                if entry.queue_deadline_s is None or entry.queue_deadline_s > self._now_s():
+                    continue
+                job = self._store.get_job(entry.tenant, entry.study, entry.job_id).job
+                if job.attempt:
+                    continue  # it was started in time, and is back through no fault of its own
+                lacks_gpu = job.needs_gpu and not self._room.gpus_per_worker
+                asked = "it asked for a GPU" if lacks_gpu else "workers were busy"
+                message = f"it could not start before its deadline: {asked}; {self._capacity}"
+                yield job, Failure(reason=FailureReason.RESOURCE_UNAVAILABLE, message=message)
+
+
+def _moving(running: Sequence[Job]) -> frozenset[tuple[str, str]]:
+    """Studies whose prior is being moved."""
+    return frozenset((job.tenant, job.study) for job in running if job.spec.moves_prior)
