@@ -182,9 +182,9 @@ def main() -> None:
     parser.add_argument("--costs", type=Path, help="what fit_costs.py wrote; else the figures that are kept")
     parser.add_argument("--plot", type=Path, default=Path("runs/scale.png"))
     parser.add_argument("--only", choices=("simulated", "real"), help="one part of it")
-    parser.add_argument("--tasks", type=int, default=16, help="of a real round")
+    parser.add_argument("--tasks", type=int, default=24, help="of a real round; the paper's have 24")
     parser.add_argument("--steps", type=int, default=10, help="of a real task")
-    parser.add_argument("--repeats", type=int, default=9, help="of real rounds")
+    parser.add_argument("--repeats", type=int, default=7, help="of real rounds")
     options = parser.parse_args()
 
     result: dict[str, object] = {}

@@ -38,7 +38,7 @@ from coordinator.calls import Outcome
 from coordinator.local import LocalExecutor
 from coordinator.nodes import Nodes
 from coordinator.outer import OuterStep
-from coordinator.pool import MAX_IN_FLIGHT, RayPool
+from coordinator.pool import MAX_IN_FLIGHT, MAX_OUTCOMES, RayPool
 from coordinator.rounds import Result, plan, request_of
 from workers.actor import SearchWorker, WorkerStatus
 from workers.data.handful import Handful
@@ -349,8 +349,10 @@ def test_a_prior_enters_the_object_store_once_per_version(
     assert len(puts) == 1
 
 
-class Prompt:
-    """Answers at once."""
+class Obedient:
+    """Adapts once it is told to."""
+
+    told = Path(os.devnull)
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -359,28 +361,36 @@ class Prompt:
         return WorkerStatus(self._name, os.getpid(), "cpu", None, 0)
 
     def adapt(self, request: object, prior: Prior) -> str:
+        while not self.told.exists():
+            time.sleep(0.01)
         return "adapted"
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(MAX_OUTCOMES, [2, 0]), (1, [1, 1])])
 def test_a_poll_returns_what_has_ended_on_all_workers_up_to_a_limit(
-    config: StudyConfig, make_pool: Callable[..., RayPool], monkeypatch: pytest.MonkeyPatch
+    config: StudyConfig,
+    make_pool: Callable[..., RayPool],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    limit: int,
+    expected: list[int],
 ) -> None:
-    monkeypatch.setattr("coordinator.pool.MAX_OUTCOMES", 2)
-    pool = make_pool(3, worker_class=Prompt)
+    monkeypatch.setattr("coordinator.pool.MAX_OUTCOMES", limit)
+    pool = make_pool(2, worker_class=type("ObedientHere", (Obedient,), {"told": tmp_path / "told"}))
     deadline_s = time.monotonic() + PATIENCE_S
-    while pool.num_workers < 3:
+    while pool.num_workers < 2:
         assert time.monotonic() < deadline_s
         assert pool.poll(0.0) == []
         time.sleep(0.05)
     prior = initial_prior(config)
-    for request in plan(prior, config, study.load_catalogs(config)).requests[:3]:
+    for request in plan(prior, config, study.load_catalogs(config)).requests[:2]:
         pool.submit(request.task.task_id, request, prior)
-    found = [pool.poll(0.0)]
+    assert pool.poll(0.0) == []
+    (tmp_path / "told").touch()
     calls = [ref for worker in pool._workers for ref, _ in worker.in_flight]
-    ray.wait(calls, num_returns=len(calls), timeout=PATIENCE_S)
-    found += [pool.poll(0.0), pool.poll(0.0)]
-    assert sum(map(len, found)) == 3
-    assert max(map(len, found)) == 2
+    ready, _ = ray.wait(calls, num_returns=2, timeout=PATIENCE_S)
+    assert len(ready) == 2
+    assert [len(pool.poll(0.0)) for _ in range(2)] == expected
 
 
 # Calls one by one, as the service makes them

@@ -58,7 +58,6 @@ class HostedService(KeptProcesses):
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(shared / "ray-token"),
             CACHE_VARIABLE: "/tmp/ray/images",  # every host has its own
-            **{name: value for name, value in os.environ.items() if name == "RAY_worker_niceness"},
             **DETECTION,
             "RAY_agent_register_timeout_ms": "60000",  # all start on one machine
             "RAY_gcs_rpc_server_reconnect_timeout_s": str(_HEAD_IS_MISSED_S[head_survives]),

@@ -40,8 +40,12 @@ def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 
 
 def environment_without_ray() -> dict[str, str]:
-    """This process's environment, without what it says of a Ray cluster."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """This process's environment, without what it says of a Ray cluster; the workers' share of the cores stays."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") or name == "RAY_worker_niceness"
+    }
 
 
 def descendants(pid: int) -> list[int]:
