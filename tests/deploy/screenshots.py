@@ -90,8 +90,7 @@ def take_worker(dashboard: Dashboard, work: Work) -> None:
     """What a worker has done, and is doing."""
     task = f"job {id_of(work.endless)}: adapt, attempt 1"
     dashboard.open_actor(dashboard.tasks()[task]["actor_id"])
-    dashboard.page.get_by_label("Name", exact=True).fill("attempt")  # leaves the tasks of rounds out, which are many
-    dashboard.page.keyboard.press("Escape")  # closes the list of names
+    dashboard.filter_tasks("attempt")  # leaves the tasks of rounds out, which are many
     dashboard.wait_for_text(task)
     scroll_to(dashboard, "Tasks History")
 

@@ -80,6 +80,7 @@ def test_what_runs_is_shown_with_the_id_of_its_job(dashboard: Dashboard, work: W
         (f"job {id_of(work.sweep)}: sweep, attempt 1", "SweepHost"),
     ):
         dashboard.open_actor(dashboard.tasks()[task]["actor_id"])
+        dashboard.filter_tasks(task)
         dashboard.wait_for_text(task, kind)
         (row,) = (row for row in dashboard.rows() if row["Name"] == task)
         assert row["State"] == "RUNNING"

@@ -64,6 +64,11 @@ class Dashboard:
         self.page.get_by_text("Tasks History").click()
         self.page.locator("table").first.wait_for(state="visible")
 
+    def filter_tasks(self, name: str) -> None:
+        """Has the page's tasks be those that have this in their name; it shows no more than ten of them."""
+        self.page.get_by_label("Name", exact=True).fill(name)
+        self.page.keyboard.press("Escape")  # closes the list of names
+
     def wait_for_text(self, *texts: str) -> None:
         """Until the page shows all of these."""
         for text in texts:
