@@ -13,7 +13,7 @@ from coordinator.calls import PendingCall
 from workers.actor import WorkerStatus
 
 
-@dataclass
+@dataclass(eq=False)
 class HeldWorker:
     """A worker actor and what it was given, oldest first; it works on the first.
 

@@ -213,7 +213,7 @@ class RayPool:
             # A result may have settled what its worker was asked; and of one that died the first call tells of all.
             if ref in asked and asked[ref].withdrawal is not None:
                 self._settle(asked[ref])
-            elif ref in at_hand and at_hand[ref] in self._everyone and ref in at_hand[ref].at_hand:
+            elif ref in at_hand and ref in at_hand[ref].at_hand:
                 outcomes += self._outcomes(at_hand[ref], ref)
         ended = [self._hosts.ended(ref) for ref in ready if ref in sweeps]
         outcomes += [Outcome(each.key, each.result, each.error, each.lost, each.uses_attempt) for each in ended]

@@ -19,6 +19,7 @@ from rich.live import Live
 
 from common.errors import UnavailableError
 from coordinator.api.client import SearchClient
+from coordinator.interrupts import asked_to_stop
 from coordinator.job_table import ServiceView, render
 from coordinator.live_jobs import LiveJobs
 from coordinator.service_access import ServerOption, TokenOption, connected, study_name
@@ -53,11 +54,17 @@ def top(
         else:
             console.print(render(view, console.width))
         return
-    with suppress(KeyboardInterrupt), connected(server, token, patience_s=0.0, timeout_s=_TIMEOUT_S) as client:
-        _follow(client, shown, interval, console)
+    with (
+        suppress(KeyboardInterrupt),
+        connected(server, token, patience_s=0.0, timeout_s=_TIMEOUT_S) as client,
+        asked_to_stop() as is_asked,
+    ):
+        _follow(client, shown, interval, console, is_asked)
 
 
-def _follow(client: SearchClient, study: str | None, interval_s: float, console: Console) -> None:
+def _follow(
+    client: SearchClient, study: str | None, interval_s: float, console: Console, is_asked: Callable[[], bool]
+) -> None:
     """Draws until someone quits. Asks on a thread of its own: keys are heard while the service does not answer."""
     jobs = LiveJobs(client, study, time.monotonic)
     view = ServiceView(client.address, is_known=False)
@@ -70,7 +77,7 @@ def _follow(client: SearchClient, study: str | None, interval_s: float, console:
         Live(console=console, screen=True, auto_refresh=False) as live,
         _keys() as quits,
     ):
-        while not quits(_LOOK_S):
+        while not (quits(_LOOK_S) or is_asked()):
             now_s = time.monotonic()
             if call is None and now_s >= next_s:
                 call = asking.submit(jobs.poll)

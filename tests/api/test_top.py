@@ -125,11 +125,12 @@ def test_it_draws_jobs_as_they_change_survives_a_restart_of_the_gateway_and_quit
     assert terminal.is_as_before()
     coordinator.close()
 
-    terminal = open_top("--study", "mine")
-    terminal.wait_for("✓ succeeded")
-    os.killpg(terminal.process.pid, signal.SIGINT)
-    assert terminal.end() == 0
-    assert terminal.is_as_before() and "Traceback" not in terminal.text
+    for number in (signal.SIGINT, signal.SIGTERM):
+        terminal = open_top("--study", "mine")
+        terminal.wait_for("✓ succeeded")
+        os.killpg(terminal.process.pid, number)
+        assert terminal.end() == 0
+        assert terminal.is_as_before() and "Traceback" not in terminal.text
 
 
 @pytest.fixture
