@@ -1,4 +1,4 @@
-"""What the coordinator does with jobs, turn by turn: start, follow, finish. Ray is behind its pool; it has no clock.
+"""What the coordinator does with jobs, turn by turn: start, follow, finish. Ray is behind the pool; clocks are given.
 
 Nothing that matters lives here alone. Whoever takes charge next finds the jobs that were running in the store, puts
 them back into the queue, and computes again what was not committed, to the same bytes.

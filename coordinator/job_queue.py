@@ -18,7 +18,7 @@ _QUICK_LOOK = 32
 
 
 class Room(Protocol):
-    """The workers of a pool; see `coordinator.pool.RayPool`."""
+    """How much a pool's workers can take; see `coordinator.pool.RayPool`."""
 
     gpus_per_worker: float
 

@@ -27,8 +27,6 @@ class Costs(Frozen):
     """A poll of the pool, `ray.wait` included."""
     poll_per_worker_s: NonNegativeFloat = 1.55e-6
     """In each poll, for each worker."""
-    outcomes_per_poll: int = Field(64, ge=1)
-    """The most results that a poll returns, `MAX_OUTCOMES` of `coordinator.pool`."""
     hand_out_s: NonNegativeFloat = 3e-4
     """A call to a worker: its request pickled and sent."""
     hand_out_per_worker_s: NonNegativeFloat = 5e-8

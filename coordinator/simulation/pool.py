@@ -15,7 +15,7 @@ from common.messages import JobRequest, PartialSumRequest
 from common.meta.prior import Prior
 from common.meta.sums import merged
 from coordinator.calls import Call, Outcome, PendingCall
-from coordinator.pool import MAX_IN_FLIGHT
+from coordinator.pool import MAX_IN_FLIGHT, MAX_OUTCOMES
 from coordinator.simulation.costs import Costs, Sizes
 from coordinator.simulation.events import Clock, Events
 from coordinator.simulation.host_sums import HostSums, as_partial_sum, outcomes_of_sum
@@ -142,7 +142,7 @@ class SimulatedPool:
             self._clock.wait_until(until_s)
             return []
         outcomes: list[Outcome] = []
-        for _ in range(min(self._costs.outcomes_per_poll, len(self._arrived))):
+        for _ in range(min(MAX_OUTCOMES, len(self._arrived))):
             arrived_s, take = self._arrived.popleft()
             self.tally.waited_s += self._clock.now_s - arrived_s
             self._clock.charge("receive", self._costs.receive_s)

@@ -53,7 +53,7 @@ OF_MANY: tuple[Mode, ...] = ("sums", "host_sums", "buffered")
 SHORTER = 15.0
 """Simulated time of more workers than that, in task times at the mean."""
 QUIET = ("--num-cpus=2", "--include-log-monitor=false")
-"""Of `ray start`, for real rounds: no dashboard, which is not there unless asked for, and no log for drivers."""
+"""Of `ray start`, for real rounds: room for both workers, and nothing that sends logs to drivers."""
 OTHER_WORK: Mapping[str, tuple[str, dict[str, Any]]] = {
     "two_studies": (
         "two studies, two tasks per worker each, and submitted tasks",

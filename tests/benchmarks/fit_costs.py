@@ -260,7 +260,7 @@ class AtOnce:
         self.results: dict[int, Any] = {}
         self.number = 0
         self.most = sys.maxsize
-        """References that a wait finds ready."""
+        """How many a wait finds ready, at most."""
 
     def call(self, *arguments: Any, **named: Any) -> Ref:
         self.number += 1

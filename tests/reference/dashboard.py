@@ -65,7 +65,7 @@ class Dashboard:
         self.page.locator("table").first.wait_for(state="visible")
 
     def filter_tasks(self, name: str) -> None:
-        """Has the page's tasks be those that have this in their name; it shows no more than ten of them."""
+        """Has the page's tasks be those that have this in their name; it shows ten at a time."""
         self.page.get_by_label("Name", exact=True).fill(name)
         self.page.keyboard.press("Escape")  # closes the list of names
 

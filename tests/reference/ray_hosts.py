@@ -35,7 +35,7 @@ class RayHosts:
     """The cluster, and this process as its driver.
 
     Args:
-        head: further arguments of the head's `ray start`; it has no CPUs for workers.
+        head: further arguments of the head's `ray start`; it has no CPUs for workers, unless these give it some.
         environment: further variables of the nodes.
     """
 
