@@ -1,6 +1,7 @@
 """Whether a process of the service is well, as load balancers and containers ask from outside. No torch, no Ray."""
 
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
@@ -88,4 +89,6 @@ def check_node(urls: Sequence[str], timeout_s: float) -> None:
             with urllib.request.urlopen(url, timeout=timeout_s):
                 pass
         except (OSError, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
             raise UnavailableError(f"{url} does not answer: {error}") from None
