@@ -7,18 +7,22 @@ tasks. With 1,000 workers harder work, too: fewer tasks, heavier tails, more dea
 which the queues fill, is not counted; of more than 1,000 workers it is shorter, a little over one round, and fewer
 modes are tried. What the coordinator's steps cost is fitted to such a machine, see `fit_costs.py`.
 
-For real, rounds of the demo's study run on a pool that has one worker and two in turn, in one Ray. Of Ray's processes
-there are those that work needs, not those that serve people: on two cores each costs the second worker some percent,
-and so does a third worker that rests. The ratio is of whole rounds, by workers that are warm: plan, tasks, transfer,
-exact sums, outer step. Beside it stands what the machine allows: the same tasks in two processes against one, without
-Ray and all the rest.
+For real, rounds of the demo's study run on one worker and on two in turn, in one Ray. On two cores each of Ray's
+processes takes up to a percent of a core from the second worker, and so does a worker that rests. So those of a head
+that work does not need (dashboard, autoscaler, Ray client) are stopped, as if they were on a host of their own, and so
+are workers whose turn it is not. The ratio is of whole rounds, by workers that
+are warm: plan, tasks, transfer, exact sums, outer step. Beside it stands what the machine allows: the same tasks in two
+processes against one, without Ray and all the rest. All four follow each other within a minute, since neighbours of a
+virtual machine come and go.
 """
 
 import logging
 import multiprocessing
+import os
+import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +56,10 @@ OF_MANY: tuple[Mode, ...] = ("sums", "host_sums", "buffered")
 """Modes that are tried with more workers than that."""
 SHORTER = 15.0
 """Simulated time of more workers than that, in task times at the mean."""
-QUIET = ("--num-cpus=2", "--include-log-monitor=false")
-"""Of `ray start`, for real rounds: room for both workers, and nothing that sends logs to drivers."""
+QUIET = ("--num-cpus=3", "--include-log-monitor=false")
+"""Of `ray start`, for real rounds: room for all workers, and nothing that sends logs to drivers."""
+OF_HEAD = ("ray/dashboard/dashboard.py", "ray/autoscaler/_private/monitor.py", "ray.util.client.server")
+"""What marks the processes of a head that rounds do not need."""
 OTHER_WORK: Mapping[str, tuple[str, dict[str, Any]]] = {
     "two_studies": (
         "two studies, two tasks per worker each, and submitted tasks",
@@ -112,39 +118,84 @@ def simulated(wanted: Mapping[str, Setup]) -> dict[str, SimulationOutcome]:
     return found
 
 
+class RealWorkers:
+    """A pool of one worker and one of two in the same Ray; those whose turn it is not are stopped, so they cost nothing.
+
+    Args:
+        config: of the study.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self._config = config
+        self._catalogs = load_catalogs(config)
+        self._prior = initial_prior(config)
+        logger = logging.getLogger("bench")
+        self._pools = {
+            number: RayPool(f"bench-{number}", number, 0.0, config.cluster, time.monotonic, logger) for number in (1, 2)
+        }
+        self._pids: dict[int, list[int]] = {}
+        self.digests: set[str] = set()
+
+    def __enter__(self) -> "RealWorkers":
+        for number, pool in self._pools.items():
+            while pool.num_workers != number:
+                one_round(pool, self._prior, self._config, self._catalogs)
+            one_round(pool, self._prior, self._config, self._catalogs)  # by workers that are warm from now on
+            self._pids[number] = [status.pid for status in pool.status()]
+            assert len(self._pids[number]) == number, "all workers answer"
+        for number in self._pids:
+            self._signal(number, signal.SIGSTOP)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, pool in self._pools.items():
+            self._signal(number, signal.SIGCONT)
+            pool.close()
+
+    def round_s(self, number: int) -> float:
+        """Seconds of a round by so many workers."""
+        self._signal(number, signal.SIGCONT)
+        started_s = time.perf_counter()
+        following = one_round(self._pools[number], self._prior, self._config, self._catalogs)
+        seconds = time.perf_counter() - started_s
+        self._signal(number, signal.SIGSTOP)
+        self.digests.add(following.digest())
+        return seconds
+
+    def _signal(self, number: int, what: signal.Signals) -> None:
+        for pid in self._pids.get(number, ()):
+            os.kill(pid, what)
+
+
 def real(num_tasks: int, num_steps: int, repeats: int) -> dict[str, Any]:
-    """Seconds of rounds on one worker and on two."""
+    """Seconds of rounds on one worker and on two, and of the same tasks in bare processes."""
     config = load("demo", [f"families.0.tasks_per_round={num_tasks}", f"inner.steps={num_steps}"], environment={})
-    catalogs = load_catalogs(config)
-    prior = initial_prior(config)
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    bare: dict[int, list[float]] = {1: [], 2: []}
-    digests = set()
-    with RayHosts(head=QUIET), bare_processes(config) as processes:
-        pool = RayPool("bench-scale", 1, 0.0, config.cluster, time.monotonic, logging.getLogger("bench"))
+    seconds: dict[str, list[float]] = {name: [] for name in ("one", "two", "bare_one", "bare_two")}
+    with RayHosts(head=QUIET) as hosts, RealWorkers(config) as workers, bare_processes(config) as bare:
+        hosts.stop_processes(OF_HEAD)
+        turns: dict[str, Callable[[], float]] = {
+            "one": lambda: workers.round_s(1),
+            "two": lambda: workers.round_s(2),
+            "bare_one": lambda: bare.round_s(1),
+            "bare_two": lambda: bare.round_s(2),
+        }
         for repeat in range(repeats):
-            for number in (1, 2) if repeat % 2 == 0 else (2, 1):
-                if pool.num_workers != number or not repeat:
-                    pool.resize(number)
-                    while pool.num_workers != number:
-                        one_round(pool, prior, config, catalogs)
-                    one_round(pool, prior, config, catalogs)  # by workers that are warm from now on
-                started_s = time.perf_counter()
-                following = one_round(pool, prior, config, catalogs)
-                seconds[number].append(time.perf_counter() - started_s)
-                digests.add(following.digest())
-                bare[number].append(processes.round_s(number))
+            # There and back, as a machine that becomes slower or faster would favour who comes first.
+            for name in list(turns)[:: 1 if repeat % 2 == 0 else -1]:
+                seconds[name].append(turns[name]())
+            last = {name: found[-1] for name, found in seconds.items()}
             console.print(
-                f"rounds of {repeat + 1}/{repeats}: {seconds[1][-1]:.2f} s on one, {seconds[2][-1]:.2f} s on two"
+                f"rounds of {repeat + 1}/{repeats}: {last['one']:.2f} s on one, {last['two']:.2f} s on two; "
+                f"bare {last['bare_one']:.2f} s and {last['bare_two']:.2f} s"
             )
-        pool.close()
-    assert len(digests) == 1, "the prior does not depend on the number of workers"
-    one, two, bare_one, bare_two = (np.array(found[number]) for found in (seconds, bare) for number in (1, 2))
+    assert len(workers.digests) == 1, "the prior does not depend on the number of workers"
+    one, two, bare_one, bare_two = (np.array(found) for found in seconds.values())
     return {
         "ratio": spread(one / two),
         "ratio_of_bare_processes": spread(bare_one / bare_two),
+        "share_of_bare": spread((one / two) / (bare_one / bare_two)),
         "overhead_of_one": spread(one / bare_one),
-        "round_s": {str(number): spread(values) for number, values in seconds.items()},
+        "round_s": {name: spread(found) for name, found in seconds.items()},
         "num_tasks": num_tasks,
         "num_steps": num_steps,
         "repeats": repeats,
@@ -182,12 +233,21 @@ def main() -> None:
     parser.add_argument("--costs", type=Path, help="what fit_costs.py wrote; else the figures that are kept")
     parser.add_argument("--plot", type=Path, default=Path("runs/scale.png"))
     parser.add_argument("--only", choices=("simulated", "real"), help="one part of it")
-    parser.add_argument("--tasks", type=int, default=24, help="of a real round; the paper's have 24")
-    parser.add_argument("--steps", type=int, default=10, help="of a real task")
+    parser.add_argument("--tasks", type=int, default=96, help="of a real round")
+    parser.add_argument("--steps", type=int, default=5, help="of a real task")
     parser.add_argument("--repeats", type=int, default=7, help="of real rounds")
     options = parser.parse_args()
 
     result: dict[str, object] = {}
+    if options.only != "simulated":
+        measured = real(options.tasks, options.steps, options.repeats)
+        ratio = measured["ratio"]
+        console.print(
+            f"2 workers against 1: {ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}); bare processes "
+            f"{measured['ratio_of_bare_processes']['median']:.2f}x; rounds of {options.tasks} tasks take "
+            f"{measured['round_s']['one']['median']:.2f} s on one, {measured['overhead_of_one']['median']:.2f} times bare"
+        )
+        result["real"] = measured
     if options.only != "real":
         costs = Costs() if options.costs is None else load_costs(options.costs)
         sizes = sizes_of(load(options.preset, environment={}))
@@ -209,15 +269,6 @@ def main() -> None:
         result["simulated"] = [each.plain() for each in outcomes]
         result["other_work"] = {name: each.plain() for name, each in others.items()}
         result["assumptions"] = Assumptions(costs=costs).model_dump(mode="json")
-    if options.only != "simulated":
-        measured = real(options.tasks, options.steps, options.repeats)
-        ratio = measured["ratio"]
-        console.print(
-            f"2 workers against 1: {ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}); bare processes "
-            f"{measured['ratio_of_bare_processes']['median']:.2f}x; rounds of {options.tasks} tasks take "
-            f"{measured['round_s']['1']['median']:.2f} s on one, {measured['overhead_of_one']['median']:.2f} times bare"
-        )
-        result["real"] = measured
     finish(result, {"simulation": SEED}, options.json)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,13 @@ class RayHosts:
     def alive(self) -> set[str]:
         """Ids of the nodes that live."""
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    def stop_processes(self, marks: Sequence[str]) -> None:
+        """SIGSTOP, for good, to all of its processes whose command line has one of these in it."""
+        for process in self._processes:
+            for pid in descendants(process.pid):
+                if any(mark in _title(pid) for mark in marks):
+                    os.kill(pid, signal.SIGSTOP)
 
     def start_supervisor(self, settings: ServiceSettings, *arguments: str) -> None:
         """`metasearch coordinate` on the head."""
