@@ -77,6 +77,11 @@ class PendingCall:
         return f"job {request.job_id}: {kind}, attempt {request.attempt}"
 
     @property
+    def is_job(self) -> bool:
+        """Whether it is a job of its own or a part of one, and not some of the many tasks of meta-training."""
+        return isinstance(self.request, JobRequest | EvaluateRequest)
+
+    @property
     def num_tasks(self) -> int:
         """How many tasks its time limit is for."""
         return len(self.request.requests) if isinstance(self.request, PartialSumRequest) else 1

@@ -46,6 +46,13 @@ class HeldWorker:
         return not (self.in_flight or self.quick)
 
     @property
+    def depth(self) -> float:
+        """Calls that it has, as one looks for the least busy worker. Behind a job, which may take long, none waits:
+        another worker may be free sooner."""
+        is_at_job = len(self.in_flight) == 1 and self.in_flight[0][1].is_job
+        return math.inf if is_at_job else len(self.in_flight)
+
+    @property
     def is_starting(self) -> bool:
         """Whether it is not known yet that it runs."""
         return self.starting is not None

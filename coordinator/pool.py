@@ -318,8 +318,8 @@ class RayPool:
             call = self._waiting_quick.popleft()
             worker.quick.append((self._give(worker, call), call, self._now_s()))
         while self._waiting and running:
-            worker = min(running, key=lambda worker: len(worker.in_flight))
-            if len(worker.in_flight) >= MAX_IN_FLIGHT:
+            worker = min(running, key=lambda worker: worker.depth)
+            if worker.depth >= MAX_IN_FLIGHT:
                 return
             call = self._waiting.popleft()
             if not worker.in_flight:

@@ -238,13 +238,13 @@ class SimulatedPool:
         for depth, heap in enumerate(self._least_busy):
             while heap:
                 worker = self._workers[heapq.heappop(heap)]
-                if worker.runs and len(worker.in_flight) == depth:
+                if worker.runs and worker.depth == depth:
                     return worker
         return None
 
     def _has_room(self, worker: SimulatedWorker) -> None:
-        if worker.runs and len(worker.in_flight) < MAX_IN_FLIGHT:
-            heapq.heappush(self._least_busy[len(worker.in_flight)], worker.index)
+        if worker.runs and worker.depth < MAX_IN_FLIGHT:
+            heapq.heappush(self._least_busy[int(worker.depth)], worker.index)
 
     def _give(self, worker: SimulatedWorker, call: PendingCall) -> None:
         costs = self._costs

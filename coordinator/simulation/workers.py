@@ -1,5 +1,6 @@
 """Simulated workers as the coordinator sees them, and what is counted of their time."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -27,6 +28,12 @@ class SimulatedWorker:
     runs: bool = False
     in_flight: deque[Work] = field(default_factory=deque)
     free_s: float = 0.0
+
+    @property
+    def depth(self) -> float:
+        """See `coordinator.held_worker.HeldWorker.depth`."""
+        is_at_job = len(self.in_flight) == 1 and self.in_flight[0].call.is_job
+        return math.inf if is_at_job else len(self.in_flight)
 
 
 @dataclass

@@ -119,7 +119,7 @@ def simulated(wanted: Mapping[str, Setup]) -> dict[str, SimulationOutcome]:
 
 
 class RealWorkers:
-    """A pool of one worker and one of two in the same Ray; those whose turn it is not are stopped, so they cost nothing.
+    """A pool of one worker and one of two in the same Ray; those whose turn it is not are stopped, and cost nothing.
 
     Args:
         config: of the study.
@@ -241,11 +241,11 @@ def main() -> None:
     result: dict[str, object] = {}
     if options.only != "simulated":
         measured = real(options.tasks, options.steps, options.repeats)
-        ratio = measured["ratio"]
+        ratio, one = measured["ratio"], measured["round_s"]["one"]
         console.print(
             f"2 workers against 1: {ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}); bare processes "
             f"{measured['ratio_of_bare_processes']['median']:.2f}x; rounds of {options.tasks} tasks take "
-            f"{measured['round_s']['one']['median']:.2f} s on one, {measured['overhead_of_one']['median']:.2f} times bare"
+            f"{one['median']:.2f} s on one, {measured['overhead_of_one']['median']:.2f} times bare"
         )
         result["real"] = measured
     if options.only != "real":

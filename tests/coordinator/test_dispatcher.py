@@ -71,6 +71,7 @@ CHOICE = TaskChoice(
 ADAPT = AdaptSpec(choice=CHOICE)
 CONTRIBUTE = AdaptSpec(choice=CHOICE, contribute=True)
 TRAIN = MetaTrainSpec()
+MANY_TASKS = ("families.0.tasks_per_round=12", "cluster.tasks_per_partial_sum=1")
 TENANT, STUDY, HANDFULS = "lab", "digits", "handfuls"
 FEW_SHOT = CONFIG.model_copy(update={"few_shot": FewShotConfig(test_steps=1)})
 DAY_S = 86_400.0
@@ -1468,6 +1469,29 @@ def test_a_few_shot_job_starts_although_long_ones_hold_all_workers(scene: Scene)
     pool.held = lambda key: False
     scene.finish(dispatcher)
     check_consistent(scene)
+
+
+def test_submitted_jobs_get_half_of_the_room_from_training_and_keep_it(scene: Scene) -> None:
+    dispatcher = scene.coordinator()
+    pool: FakePool = dispatcher.pool  # type: ignore[assignment]
+    pool.held = lambda key: True
+    config = load("smoke", ["rounds=1", "network.channels=2", "inner.steps=1", *MANY_TASKS], environment={})
+    plain = config.model_dump(mode="json")
+    scene.users.create_study(Study(tenant=TENANT, study="wide", config=plain, created_s=scene.clock.wall_s))
+    train = scene.submit(TRAIN, study="wide")
+    scene.turns(dispatcher, 2)
+    assert len(pool.calls) == 3, "two for each of two workers, but one for whoever comes"
+    for _ in range(6):
+        scene.submit(ADAPT)
+    scene.turns(dispatcher, 2)
+    assert sum("/" not in key for key in pool.calls) == 1
+    pool.held = lambda key: "/" not in key  # tasks of training end, jobs do not
+    scene.turns(dispatcher, 5)
+    assert not scene.job(train).state.is_terminal
+    jobs = sum("/" not in key for key in pool.calls)
+    assert (jobs, len(pool.calls) - jobs) == (3, 1), "half of the room, and what is left for whoever comes"
+    pool.held = lambda key: False
+    scene.run(dispatcher, lambda: scene.all_ended() and scene.job(train).state is JobState.SUCCEEDED)
 
 
 def test_few_shot_jobs_fill_the_room_that_they_have_and_no_more(scene: Scene) -> None:

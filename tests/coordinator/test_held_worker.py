@@ -1,8 +1,10 @@
 """Which workers end first, which give calls back, and what is known of the calls of each. Without Ray."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.messages import AdaptRequest, JobRequest
 from coordinator.calls import PendingCall
 from coordinator.held_worker import HeldWorker, donors, spare
 
@@ -64,6 +66,19 @@ def test_workers_without_room_end_first_then_those_whose_nodes_become_free():
     assert names(spare(workers, 3)) == ["waits", "free 1", "free 2"]
     assert names(spare(workers, 9)) == ["waits", "free 1", "free 2", "beside it"], "none at work"
     assert spare(workers, 0) == spare(workers, -1) == []
+
+
+def test_nothing_is_handed_out_behind_a_job():
+    a_job, a_task = JobRequest.__new__(JobRequest), AdaptRequest.__new__(AdaptRequest)
+
+    def depth(*requests: Any) -> float:
+        held = worker("any")
+        held.in_flight.extend((Ref("any"), PendingCall("any", request, None)) for request in requests)
+        return held.depth
+
+    assert depth() == 0
+    assert depth(a_task) == 1 and depth(a_job) == math.inf
+    assert depth(a_task, a_job) == depth(a_job, a_task) == 2
 
 
 def test_those_without_calls_are_given_what_would_wait_longest():

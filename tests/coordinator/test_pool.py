@@ -566,9 +566,9 @@ def test_a_pool_grows_and_shrinks_with_the_cluster(
     pool.submit("endless", job(config, "endless", tmp_path, ENDLESS), prior)
     pid = wait_until_at_work(pool, "endless").pid
     pool.resize(2)
-    pool.submit("behind it", job(config, "behind it", tmp_path), prior)
     pool.submit("beside it", job(config, "beside it", tmp_path), prior)
-    assert set(collect(pool, 1)) == {"beside it"}, "one worker can have two calls; the third has the new worker"
+    pool.submit("after that", job(config, "after that", tmp_path), prior)
+    assert set(collect(pool, 2)) == {"beside it", "after that"}, "on the new worker: none waits behind a job"
     pool.resize(0)
     assert [status.pid for status in pool.status(PATIENCE_S)] == [pid], "the one at work stays"
     pool.resize(1)

@@ -14,7 +14,7 @@ from reference.processes import Run, command_line
 from common.artifacts import PriorStore
 from common.errors import InvalidInputError, NotFoundError
 from common.loading import load
-from common.messages import PartialSumRequest
+from common.messages import JobRequest, PartialSumRequest
 from common.meta.aggregate import MAX_VECTORS
 from common.meta.prior import Prior
 from coordinator import study
@@ -201,6 +201,26 @@ def test_idle_workers_take_over_what_waits_behind_long_work(takes_over: bool, ex
         pool.submit(key, key, None)  # type: ignore[arg-type]
     found = ends(pool, clock, 4)
     assert found["behind"] == expected_s and found["long"] == 100.0
+
+
+def test_nothing_waits_behind_a_job_while_other_workers_become_free() -> None:
+    clock = Clock()
+    a_job = JobRequest.__new__(JobRequest)
+    object.__setattr__(a_job, "returns_update", False)
+    seconds = lambda call: 100.0 if call is a_job else 1.0  # noqa: E731
+    pool = a_pool(2, seconds, clock=clock, compute=lambda call, prior: None)
+    pool.submit("job", a_job, None)
+    for number in range(6):
+        pool.submit(str(number), str(number), None)  # type: ignore[arg-type]
+    assert ends(pool, clock, 7) == {**{str(number): number + 1.0 for number in range(6)}, "job": 100.0}
+
+
+def test_rounds_beside_long_jobs_leave_few_workers_idle() -> None:
+    workload = Workload(studies=4, tasks_per_worker=8.0, adapt_jobs_per_worker=0.5, adapt_length=4.0)
+    times = TaskTimes(mean_s=10.0)
+    found = simulate(Setup(40, "updates", NOTHING, assumed(workload=workload, times=times)))
+    assert found.utilisation > 0.97
+    assert found.jobs_per_s * 40.0 > 10, "of 20 submitted tasks, which take 40 s each, more than half are at work"
 
 
 def test_a_call_that_is_given_up_frees_its_worker_at_the_price_of_a_restart() -> None:
