@@ -213,13 +213,13 @@ class Dispatcher:
 
     def more_calls(self, run: Run) -> int:
         """Calls that a run which has many to make may submit now, see `fairness.more_calls`. Jobs start where workers
-        have room: such runs together leave one call more than jobs have, until those have half of the room."""
+        have room: such runs together leave one call more than jobs have, up to half of the room."""
         assert isinstance(run, TrainRun)
         runs = [each for each in self._runs.values() if isinstance(each, TrainRun) and each is not run]
         others = [(len(each.keys), each.has_more) for each in runs]
         num_workers = self.pool.num_workers
         of_jobs = self.pool.num_pending - len(run.keys) - sum(calls for calls, _ in others)
-        room = MAX_IN_FLIGHT * num_workers - 1 - min(max(of_jobs, 0), num_workers)
+        room = MAX_IN_FLIGHT * num_workers - min(max(of_jobs, 0) + 1, num_workers)
         return more_calls(len(run.keys), others, room)
 
     def submit(self, run: Run, key: str, request: Call, prior: Prior | None) -> None:

@@ -1489,7 +1489,7 @@ def test_submitted_jobs_get_half_of_the_room_from_training_and_keep_it(scene: Sc
     scene.turns(dispatcher, 5)
     assert not scene.job(train).state.is_terminal
     jobs = sum("/" not in key for key in pool.calls)
-    assert (jobs, len(pool.calls) - jobs) == (3, 1), "half of the room, and what is left for whoever comes"
+    assert (jobs, len(pool.calls) - jobs) == (2, 2), "half of the room for each"
     pool.held = lambda key: False
     scene.run(dispatcher, lambda: scene.all_ended() and scene.job(train).state is JobState.SUCCEEDED)
 
