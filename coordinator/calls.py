@@ -78,7 +78,8 @@ class PendingCall:
 
     @property
     def is_job(self) -> bool:
-        """Whether it is a job of its own or a part of one, and not some of the many tasks of meta-training."""
+        """Whether it is a job that holds a worker until it ends, or a part of one: no tasks of meta-training, of which
+        there are many; few-shot jobs and sweeps have ways of their own."""
         return isinstance(self.request, JobRequest | EvaluateRequest)
 
     @property

@@ -10,10 +10,9 @@ modes are tried. What the coordinator's steps cost is fitted to such a machine, 
 For real, rounds of the demo's study run on one worker and on two in turn, in one Ray. On two cores each of Ray's
 processes takes up to a percent of a core from the second worker, and so does a worker that rests. So those of a head
 that work does not need (dashboard, autoscaler, Ray client) are stopped, as if they were on a host of their own, and so
-are workers whose turn it is not. The ratio is of whole rounds, by workers that
-are warm: plan, tasks, transfer, exact sums, outer step. Beside it stands what the machine allows: the same tasks in two
-processes against one, without Ray and all the rest. All four follow each other within a minute, since neighbours of a
-virtual machine come and go.
+are workers whose turn it is not. The ratio is of whole rounds, by workers that are warm: plan, tasks, transfer, exact
+sums, outer step. Beside it stands what the machine allows: the same tasks in two processes against one, without Ray and
+all the rest. All four follow each other within two minutes, as a virtual machine is now faster, now slower.
 """
 
 import logging
