@@ -1,5 +1,6 @@
 """Calls to workers as values: what is asked for, what becomes of it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,17 @@ class PendingCall:
     def num_tasks(self) -> int:
         """How many tasks its time limit is for."""
         return len(self.request.requests) if isinstance(self.request, PartialSumRequest) else 1
+
+
+def depth(num_calls: int, first_is_job: bool) -> float:
+    """Calls that a worker has, as one looks for the least busy worker; infinite while it is at a job (`is_job`). That
+    may take long, and whoever waited behind it could have gone to a worker that is free sooner.
+
+    Args:
+        num_calls: that it has.
+        first_is_job: whether the one that it works on is a job.
+    """
+    return math.inf if first_is_job and num_calls == 1 else num_calls
 
 
 def exhausted(outcome: Outcome, attempts: int) -> str:

@@ -24,9 +24,10 @@ from common.errors import (
 from common.log_fields import log_fields
 from common.meta.prior import Prior
 from common.metrics import RetryCause
+from coordinator.at_hand import AtHand
 from coordinator.calls import Call, Outcome
 from coordinator.evaluate_run import EvaluateRun
-from coordinator.fairness import MAX_BACK_OFF_S, more_calls
+from coordinator.fairness import MAX_BACK_OFF_S
 from coordinator.few_shot_run import FewShotRun
 from coordinator.job_queue import JobQueue, Room
 from coordinator.jobs import (
@@ -41,7 +42,6 @@ from coordinator.jobs import (
     MetaTrainSpec,
     SweepSpec,
 )
-from coordinator.pool import MAX_IN_FLIGHT
 from coordinator.priors import StudyPriors
 from coordinator.runs import AdaptRun, Run
 from coordinator.scaling import Load
@@ -139,7 +139,7 @@ class Dispatcher:
         self.priors = StudyPriors(store, settings.artifacts, now_s)
         self.epoch = store.take_charge(holder)
         self.draining = False
-        self._runs: dict[str, Run] = {}
+        self._runs = AtHand()
         self._owner_of: dict[str, str] = {}
         self._owed: list[tuple[str, Callable[[], object]]] = []
         self._changed: set[str] = set()
@@ -156,7 +156,7 @@ class Dispatcher:
     @property
     def running(self) -> list[Job]:
         """The jobs at hand."""
-        return [run.job for run in self._runs.values()]
+        return self._runs.jobs
 
     def turn(self, timeout_s: float) -> None:
         """One turn: at most `timeout_s` of waiting. Storage that does not answer delays things and loses nothing."""
@@ -181,11 +181,11 @@ class Dispatcher:
             if self._every("complaint", 5.0):
                 self.logger.warning("%s", error)
         for outcome in self.pool.poll(timeout_s):
-            owner = self._owner_of.pop(outcome.key, None)
-            if owner is not None and owner in self._runs:
-                self._guarded(self._runs[owner], lambda run, found=outcome: run.take(found))  # type: ignore[misc]
-        for run in [run for run in self._runs.values() if type(run).look is not Run.look]:
-            self._guarded(run, lambda run: run.look())
+            run = self._runs.get(self._owner_of.pop(outcome.key, None))
+            if run is not None:
+                self._guarded(run, lambda run, found=outcome: run.take(found))  # type: ignore[misc]
+        for training in self._runs.training:
+            self._guarded(training, lambda _, looking=training: looking.look())  # type: ignore[misc]
         self._follow()
         if self._every("metrics", _MEASURE_EVERY_S):
             self.metrics.look(self.running, self.pool, self.draining)
@@ -193,7 +193,7 @@ class Dispatcher:
     def drain(self) -> None:
         """Hands all running jobs over: they go back to the queue, and burn no attempt."""
         self.draining = True
-        for run in list(self._runs.values()):
+        for run in self._runs:
             run.give_up()
             self.owe(run.job, lambda job=run.job: self._hand_over(job, "the coordinator was drained"))  # type: ignore[misc]
             self.forget(run.job)
@@ -212,15 +212,9 @@ class Dispatcher:
     # For runs
 
     def more_calls(self, run: Run) -> int:
-        """Calls that a run which has many to make may submit now, see `fairness.more_calls`. Jobs start where workers
-        have room: such runs together leave one call more than jobs have, up to half of the room."""
+        """Calls that meta-training may submit now, see `AtHand.more_calls`."""
         assert isinstance(run, TrainRun)
-        runs = [each for each in self._runs.values() if isinstance(each, TrainRun) and each is not run]
-        others = [(len(each.keys), each.has_more) for each in runs]
-        num_workers = self.pool.num_workers
-        of_jobs = self.pool.num_pending - len(run.keys) - sum(calls for calls, _ in others)
-        room = MAX_IN_FLIGHT * num_workers - min(max(of_jobs, 0) + 1, num_workers)
-        return more_calls(len(run.keys), others, room)
+        return self._runs.more_calls(run, self.pool.num_workers)
 
     def submit(self, run: Run, key: str, request: Call, prior: Prior | None) -> None:
         """Hands a call of a run to the pool."""
@@ -242,7 +236,7 @@ class Dispatcher:
 
     def forget(self, job: Job) -> None:
         """The job is no longer at hand."""
-        self._runs.pop(job.job_id, None)
+        self._runs.remove(job.job_id)
         self._look_at_queue = True
 
     # Within a turn
@@ -250,9 +244,7 @@ class Dispatcher:
     def _recover(self) -> None:
         """Puts jobs that nobody runs back into the queue: of earlier coordinators, or lost on the way here."""
         owed = {job_id for job_id, _ in self._owed}
-        for job in self.store.active():
-            if job.job_id in self._runs or job.job_id in owed:
-                continue
+        for job in self.store.active({*owed, *self._runs.job_ids}):
             note = f"coordinator {job.epoch} is gone" if job.epoch != self.epoch else "its start was not confirmed"
             self._requeue(job, 0.0, False, note, RetryCause.COORDINATOR_LOST)
             self._look_at_queue = True
@@ -302,7 +294,7 @@ class Dispatcher:
             self.logger.info("%s starts: %s", job.name, job.spec.kind)
         self.metrics.started(job)
         run = kind(self, job)
-        self._runs[job.job_id] = run
+        self._runs.add(run)
 
         def begin(run: Run) -> None:
             if problem is not None:
@@ -346,7 +338,7 @@ class Dispatcher:
             return
         began_s = self.monotonic_s()
         steps = self._steps() if looks else None
-        for run in list(self._runs.values()):
+        for run in self._runs:
             progress = None if steps is None else run.progress(steps)
             is_news = progress is not None and progress != run.last_progress
             if not (renew or is_news or run.job.job_id in changed):

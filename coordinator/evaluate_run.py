@@ -19,6 +19,7 @@ class EvaluateRun(CallRun):
     Another attempt goes on too, from the newest checkpoint that it finds beside its own folder.
     """
 
+    holds_worker = True
     request: EvaluateRequest
     leaves_checkpoints = True
 

@@ -1,15 +1,16 @@
 """A worker actor and the calls that its pool has given it."""
 
+import heapq
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
-from coordinator.calls import PendingCall
+from coordinator.calls import PendingCall, depth
 from workers.actor import WorkerStatus
 
 
@@ -47,10 +48,8 @@ class HeldWorker:
 
     @property
     def depth(self) -> float:
-        """Calls that it has, as one looks for the least busy worker. Behind a job, which may take long, none waits:
-        another worker may be free sooner."""
-        is_at_job = len(self.in_flight) == 1 and self.in_flight[0][1].is_job
-        return math.inf if is_at_job else len(self.in_flight)
+        """See `coordinator.calls.depth`."""
+        return depth(len(self.in_flight), bool(self.in_flight) and self.in_flight[0][1].is_job)
 
     @property
     def is_starting(self) -> bool:
@@ -103,6 +102,30 @@ class HeldWorker:
         self.leaves_at_s = math.inf if left_s is None else now_s + left_s
         self.ask_back()  # first, or it would begin what is next
         self.handle.hand_over.remote()
+
+
+def least_busy(
+    workers: Sequence[HeldWorker], load: Callable[[HeldWorker], tuple[float, ...]], most: float
+) -> Iterator[HeldWorker]:
+    """The worker with the lowest load, again and again, until each has `most`. Whoever takes one gives it a call before
+    asking for the next.
+
+    Args:
+        workers: the first of those with the same load is the first to come.
+        load: of a worker; calls first.
+        most: calls of one.
+    """
+    loads = [(*load(worker), position) for position, worker in enumerate(workers)]
+    places = [place for place in loads if place[0] < most]
+    heapq.heapify(places)
+    while places:
+        worker = workers[int(places[0][-1])]
+        yield worker
+        place = (*load(worker), places[0][-1])
+        if place[0] < most:
+            heapq.heapreplace(places, place)
+        else:
+            heapq.heappop(places)
 
 
 def spare(workers: list[HeldWorker], number: int) -> list[HeldWorker]:

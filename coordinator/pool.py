@@ -15,7 +15,7 @@ from common.messages import AdaptRequest, AdaptResult, FewShotRequest, SweepRequ
 from common.meta.prior import Prior
 from coordinator.calls import Call, Outcome, PendingCall, exhausted
 from coordinator.cluster import cause_of
-from coordinator.held_worker import HeldWorker, donors, spare, statuses_of
+from coordinator.held_worker import HeldWorker, donors, least_busy, spare, statuses_of
 from coordinator.launcher import Launcher
 from coordinator.nodes import Nodes, was_taken_away
 from coordinator.prior_refs import PriorRefs
@@ -311,20 +311,18 @@ class RayPool:
     def _fill(self) -> None:
         """Hands out calls, to the least busy worker first."""
         running = [worker for worker in self._workers if not worker.is_starting]
-        while self._waiting_quick and running:
-            worker = min(running, key=lambda worker: (len(worker.quick), len(worker.in_flight)))
-            if len(worker.quick) >= MAX_IN_FLIGHT:
-                break
+        takes_quick = least_busy(running, lambda worker: (len(worker.quick), len(worker.in_flight)), MAX_IN_FLIGHT)
+        while self._waiting_quick and (worker := next(takes_quick, None)):
             call = self._waiting_quick.popleft()
             worker.quick.append((self._give(worker, call), call, self._now_s()))
-        while self._waiting and running:
-            worker = min(running, key=lambda worker: worker.depth)
-            if worker.depth >= MAX_IN_FLIGHT:
-                return
+        takes_more = least_busy(running, lambda worker: (worker.depth,), MAX_IN_FLIGHT)
+        while self._waiting and (worker := next(takes_more, None)):
             call = self._waiting.popleft()
             if not worker.in_flight:
                 worker.head_since_s = self._now_s()
             worker.in_flight.append((self._give(worker, call), call))
+        if self._waiting:
+            return
         for worker in donors(self._everyone):
             worker.ask_back()
 

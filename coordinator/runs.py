@@ -91,6 +91,8 @@ class Desk(Protocol):
 class Run(ABC):
     """A job at hand."""
 
+    holds_worker: ClassVar[bool] = False
+    """Whether each of its calls is a job to a worker, see `PendingCall.is_job`."""
     config: StudyConfig
     """Of its study; from `begin` on."""
 
@@ -114,9 +116,6 @@ class Run(ABC):
     @abstractmethod
     def pause(self) -> None:
         """Stops at the next good moment, and goes back to the queue."""
-
-    def look(self) -> None:  # noqa: B027 most have nothing to look for
-        """Called every turn, for what is not news of a call."""
 
     @abstractmethod
     def give_up(self) -> None:
@@ -229,6 +228,7 @@ def _remove_remains(url: str, logger: Logger) -> None:
 class AdaptRun(CallRun):
     """With `contribute`, its update makes a new version of the prior."""
 
+    holds_worker = True
     prior: Prior
 
     def asked(self) -> JobRequest:

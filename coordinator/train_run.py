@@ -114,7 +114,7 @@ class TrainRun(Run):
         self._step_if_due()
 
     def look(self) -> None:
-        """See `Run`."""
+        """Called every turn, for what is not news of a call: images that are there, a round that is late, room."""
         if self.is_at_work:
             self._step_if_due()
         else:

@@ -29,8 +29,8 @@ class Costs(Frozen):
     """In each poll, for each worker."""
     hand_out_s: NonNegativeFloat = 3e-4
     """A call to a worker: its request pickled and sent."""
-    hand_out_per_worker_s: NonNegativeFloat = 5e-8
-    """For each call, for each worker: the search for the least busy one."""
+    search_per_worker_s: NonNegativeFloat = 5e-7
+    """Before calls are handed out, for each worker: the search for the least busy ones."""
     receive_s: NonNegativeFloat = 2e-4
     """A result fetched."""
     status_per_worker_s: NonNegativeFloat = 2e-4

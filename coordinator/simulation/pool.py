@@ -191,6 +191,8 @@ class SimulatedPool:
 
     def _fill(self) -> None:
         """Hands out calls, to the least busy worker first."""
+        if self._waiting:
+            self._clock.charge("hand out", self._costs.search_per_worker_s * len(self._workers))
         while self._waiting:
             worker = self._with_room()
             if worker is None:
@@ -248,7 +250,7 @@ class SimulatedPool:
 
     def _give(self, worker: SimulatedWorker, call: PendingCall) -> None:
         costs = self._costs
-        self._clock.charge("hand out", costs.hand_out_s + costs.hand_out_per_worker_s * len(self._workers))
+        self._clock.charge("hand out", costs.hand_out_s)
         ready_s = 0.0
         if call.prior is not None:
             ready_s, outward_bytes = self._broadcast(call.prior).pull(worker.host, self._clock.now_s)

@@ -1,11 +1,10 @@
 """Simulated workers as the coordinator sees them, and what is counted of their time."""
 
-import math
 from collections import deque
 from dataclasses import dataclass, field
 
 from common.messages import AdaptRequest, JobRequest
-from coordinator.calls import Call, PendingCall
+from coordinator.calls import Call, PendingCall, depth
 
 
 @dataclass(eq=False)
@@ -31,9 +30,8 @@ class SimulatedWorker:
 
     @property
     def depth(self) -> float:
-        """See `coordinator.held_worker.HeldWorker.depth`."""
-        is_at_job = len(self.in_flight) == 1 and self.in_flight[0].call.is_job
-        return math.inf if is_at_job else len(self.in_flight)
+        """See `coordinator.calls.depth`."""
+        return depth(len(self.in_flight), bool(self.in_flight) and self.in_flight[0].call.is_job)
 
 
 @dataclass

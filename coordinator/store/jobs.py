@@ -5,7 +5,7 @@ that what was read is still so; if it is not, it is computed anew. Writes of a c
 condition, so one that was replaced can change nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -192,6 +192,7 @@ class JobStore(FencedLedger):
             new_head = Head(version=pointer.version, digest=pointer.digest)
             transaction = change_of(
                 stored_job,
+                job,
                 changed,
                 [Expect(stored_head.key, stored_head.revision)],
                 [
@@ -339,16 +340,22 @@ class JobStore(FencedLedger):
                 yield QueueEntry.model_validate(stored.record)
             after, num_entries = found[-1].key, MAX_PAGE
 
-    def active(self) -> list[Job]:
-        """All jobs that run, in whoever's hands."""
+    def active(self, beside: Collection[str] = ()) -> list[Job]:
+        """All jobs that run, in whoever's hands.
+
+        Args:
+            beside: ids of jobs that are not read.
+        """
         found: list[Job] = []
         after = ""
         while entries := self.ledger.scan("active/", after, MAX_PAGE):
+            names = [entry.key.split("/")[1:] for entry in entries]
             keys = [
-                job_key(entry.key.split("/")[1], entry.record["study"], entry.key.rpartition("/")[2])
-                for entry in entries
+                job_key(tenant, entry.record["study"], job_id)
+                for (tenant, job_id), entry in zip(names, entries, strict=True)
+                if job_id not in beside
             ]
-            jobs_found = [read_job(stored) for stored in self.ledger.get(*keys) if stored is not None]
+            jobs_found = [read_job(stored) for stored in (self.ledger.get(*keys) if keys else ()) if stored is not None]
             found += [job for job in jobs_found if job.state in ACTIVE]
             after = entries[-1].key
         return found
@@ -449,7 +456,7 @@ class JobStore(FencedLedger):
             after = change(before)
             if after == before:
                 return before
-            transaction = change_of(stored, after, quota=quota)
+            transaction = change_of(stored, before, after, quota=quota)
             blocked = self.ledger.commit(transaction) if epoch is None else self._commit_as(epoch, transaction)
             if blocked is None:
                 return after

@@ -15,7 +15,6 @@ from coordinator.store.records import (
     job_key,
     queue_entry,
     queue_key,
-    read_job,
     request_key,
 )
 
@@ -46,13 +45,22 @@ def creation(
 
 def change_of(
     stored: Stored,
+    before: Job,
     after: Job,
     expects: Sequence[Expect] = (),
     changes: Sequence[Put | Delete] = (),
     quota: Quota | None = None,
 ) -> Transaction:
-    """A job's new content, its indexes, counters and, where the state changed, its event."""
-    before = read_job(stored)
+    """A job's new content, its indexes, counters and, where the state changed, its event.
+
+    Args:
+        stored: its record.
+        before: the job in it.
+        after: what it becomes.
+        expects: further conditions.
+        changes: what else changes with it.
+        quota: of its tenant, where it starts.
+    """
     puts: list[Put | Delete] = [*changes, Put(stored.key, dump(after))]
     adds: list[Add] = []
     if after.state is not before.state or after.attempt != before.attempt or after.suspended != before.suspended:

@@ -323,7 +323,8 @@ def fit_pool(repeats: int) -> dict[str, float]:
     return {
         "poll_s": max(polls[0] - FEW * per_worker, 0.0),
         "poll_per_worker_s": per_worker,
-        "hand_out_per_worker_s": max((given[1] - given[0]) / (MANY - FEW), 0.0),
+        # One search before the wait, and one after it.
+        "search_per_worker_s": max((given[1] - given[0]) / (MANY - FEW) / 2, 0.0),
     }
 
 

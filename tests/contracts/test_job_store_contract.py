@@ -462,6 +462,8 @@ def test_all_that_run_are_found_in_whosever_hands(store: JobStore) -> None:
     found = store.active()
     assert {(one.tenant, one.study, one.job_id) for one in found} == ids
     assert {one.epoch for one in found} == {epoch}
+    assert [one.job_id for one in store.active({"j1", "j3"})] == ["j2"]
+    assert store.active({"j1", "j2", "j3"}) == []
 
 
 def test_what_does_not_exist_is_not_found(store: JobStore) -> None:

@@ -217,7 +217,7 @@ def test_a_cancel_takes_the_call_back(scene: Scene) -> None:
 def test_progress_counts_epochs_and_never_backwards(scene: Scene) -> None:
     scene.submit()
     scene.turn_until(lambda: scene.job().state is JobState.RUNNING)
-    (run,) = scene.dispatcher._runs.values()
+    (run,) = scene.dispatcher._runs
     at_work = WorkerStatus("w", 1, "cpu", "0001", 1, Interim(1, 0.5, DARTS_V2))
     expected = {"done": 1, "total": 2, "worker": "w", "accuracy": 0.5, "genotype_json": DARTS_V2.to_json()}
     assert run.progress({"0001": at_work}) == expected

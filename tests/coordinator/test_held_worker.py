@@ -4,9 +4,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from common.messages import AdaptRequest, JobRequest
 from coordinator.calls import PendingCall
-from coordinator.held_worker import HeldWorker, donors, spare
+from coordinator.held_worker import HeldWorker, donors, least_busy, spare
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,32 @@ def test_nothing_is_handed_out_behind_a_job():
     assert depth() == 0
     assert depth(a_task) == 1 and depth(a_job) == math.inf
     assert depth(a_task, a_job) == depth(a_job, a_task) == 2
+
+
+@given(
+    loads=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=6),
+    num_calls=st.integers(0, 20),
+    most=st.integers(1, 3),
+)
+def test_calls_go_to_the_least_busy_worker_each_time(loads: list[tuple[int, int]], num_calls: int, most: int) -> None:
+    def load(held: HeldWorker) -> tuple[int, int]:
+        return len(held.quick), len(held.in_flight)
+
+    workers = [worker(str(n), *"abc"[:calls], quick=quick) for n, (quick, calls) in enumerate(loads)]
+    expected = []
+    naive = [list(each) for each in loads]
+    for _ in range(num_calls):
+        chosen = min(range(len(naive)), key=lambda n: naive[n], default=None)
+        if chosen is None or naive[chosen][0] >= most:
+            break
+        naive[chosen][0] += 1
+        expected.append(str(chosen))
+    found = []
+    free = least_busy(workers, load, most)
+    while len(found) < num_calls and (held := next(free, None)):
+        held.quick.append((Ref("new"), PendingCall("new", None, None), 0.0))  # type: ignore[arg-type]
+        found.append(held.name)
+    assert found == expected
 
 
 def test_those_without_calls_are_given_what_would_wait_longest():
