@@ -1,8 +1,9 @@
 """The jobs that one coordinator runs, and how they share the workers."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from coordinator.fairness import more_calls
+from coordinator.job_queue import Running
 from coordinator.jobs import Job
 from coordinator.pool import MAX_IN_FLIGHT
 from coordinator.runs import Run
@@ -10,9 +11,14 @@ from coordinator.train_run import TrainRun
 
 
 class AtHand:
-    """Jobs in the order in which they started. Each step costs the same however many there are."""
+    """Jobs in the order in which they started. Each step costs the same however many there are.
+
+    Attributes:
+        counted: the jobs as the queue sees them.
+    """
 
     def __init__(self) -> None:
+        self.counted = Running()
         self._runs: dict[str, Run] = {}
         self._training: dict[str, TrainRun] = {}
         self._num_holding = 0
@@ -33,11 +39,6 @@ class AtHand:
         return [run.job for run in self._runs.values()]
 
     @property
-    def job_ids(self) -> Collection[str]:
-        """Of all of them."""
-        return self._runs.keys()
-
-    @property
     def training(self) -> list[TrainRun]:
         """Those that meta-train a study."""
         return list(self._training.values())
@@ -49,6 +50,7 @@ class AtHand:
     def add(self, run: Run) -> None:
         """A job has started."""
         self._runs[run.job.job_id] = run
+        self.counted.add(run.job)
         self._num_holding += run.holds_worker
         if isinstance(run, TrainRun):
             self._training[run.job.job_id] = run
@@ -56,8 +58,10 @@ class AtHand:
     def remove(self, job_id: str) -> None:
         """A job is no longer at hand, if it was."""
         run = self._runs.pop(job_id, None)
-        self._num_holding -= run is not None and run.holds_worker
-        self._training.pop(job_id, None)
+        if run is not None:
+            self.counted.remove(run.job)
+            self._num_holding -= run.holds_worker
+            self._training.pop(job_id, None)
 
     def more_calls(self, run: TrainRun, num_workers: int) -> int:
         """Calls that meta-training may submit now, see `fairness.more_calls`. Jobs start where workers have room: all

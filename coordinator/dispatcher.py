@@ -5,9 +5,11 @@ them back into the queue, and computes again what was not committed, to the same
 """
 
 import logging
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol
 
 from common.errors import (
@@ -31,6 +33,7 @@ from coordinator.fairness import MAX_BACK_OFF_S
 from coordinator.few_shot_run import FewShotRun
 from coordinator.job_queue import JobQueue, Room
 from coordinator.jobs import (
+    ACTIVE,
     AdaptSpec,
     EvaluateSpec,
     Failure,
@@ -54,9 +57,11 @@ from coordinator.train_run import RoundsRun, TrainRun, train_run_of
 from workers.actor import WorkerStatus
 
 _LOOK_EVERY_S = 1.0
+_CHECK_EVERY_S = 10.0
 _MEASURE_EVERY_S = 2.0
-# Asking a thousand workers how far they are, and storing it, takes a second or so: then it is done less often.
-_LOOKING_FRACTION = 0.1
+# What takes long is done less often, so that it has this share of the time at most: of a thousand workers, asking each
+# how far it is and storing that takes a second or so.
+_MOST_OF_TIME = {"status": 0.1, "check": 0.02, "deadlines": 0.02, "demand": 0.02}
 
 # Beside these, meta-training, whose kind is the study's.
 _KINDS: Mapping[type[JobSpec], type[Run]] = {
@@ -104,7 +109,7 @@ class Dispatcher:
     Args:
         store: of jobs.
         pool: of workers.
-        settings: lease, beat, back-off, quotas, artifacts.
+        settings: beat, back-off, quotas, artifacts.
         holder: names this coordinator, for people.
         now_s: seconds since 1970.
         monotonic_s: a clock that never jumps.
@@ -146,7 +151,7 @@ class Dispatcher:
         self._changed_lock = threading.Lock()
         self._look_at_queue = True
         self._last: dict[str, float] = {}
-        self._looking_s = 0.0
+        self._took_s: dict[str, float] = {}
         self.background = ThreadPoolExecutor(1, thread_name_prefix="catalogs")
         self._end_subscription = store.ledger.subscribe(self._heard)
         self._recovered = False
@@ -164,16 +169,17 @@ class Dispatcher:
             if self._every("beat", self.settings.beat_s):
                 self.store.beat(self.epoch, {"running": len(self._runs), "workers": self.pool.num_workers})
             if not self._recovered:
-                self._recover()
+                self._check()
                 self._recovered = True
             self._pay()
-            if self._every("lost", self.settings.lease_s / 3):
-                self._recover()
+            if self._every("check", _CHECK_EVERY_S):
+                self._check()
             if not self.draining:
                 started = self._start_jobs()
                 # Those that started are calls now: counted as waiting, too, they would have more workers added.
                 if self._every("demand", _LOOK_EVERY_S) or started:
-                    self.pool.expect(self._queue.demand(self.running))
+                    with self._timed("demand"):
+                        self.pool.expect(self._queue.demand(self._runs.counted))
         except UnavailableError as error:
             # A job may have been started without our hearing of it: it goes back before another one starts, so that
             # jobs that move a prior keep their order.
@@ -241,13 +247,24 @@ class Dispatcher:
 
     # Within a turn
 
-    def _recover(self) -> None:
-        """Puts jobs that nobody runs back into the queue: of earlier coordinators, or lost on the way here."""
+    def _check(self) -> None:
+        """Holds the jobs that run against those at hand.
+
+        Those that nobody has at hand go back into the queue: of earlier coordinators, or lost on the way here. Of
+        those at hand, news may have been lost.
+        """
+        with self._timed("check"):
+            active = {job.job_id: job for job in self.store.active()}
+        at_hand = list(self._runs)
         owed = {job_id for job_id, _ in self._owed}
-        for job in self.store.active({*owed, *self._runs.job_ids}):
+        for job in active.values():
+            if job.job_id in self._runs or job.job_id in owed:
+                continue
             note = f"coordinator {job.epoch} is gone" if job.epoch != self.epoch else "its start was not confirmed"
             self._requeue(job, 0.0, False, note, RetryCause.COORDINATOR_LOST)
             self._look_at_queue = True
+        for run in at_hand:
+            self._heed(run, active.get(run.job.job_id))
 
     def _start_jobs(self) -> bool:
         """Starts what may start and finds room; returns whether anything did."""
@@ -256,9 +273,9 @@ class Dispatcher:
             return False
         started = False
         refused: set[str] = set()
-        while openings := self._queue.openings(self.running):
+        while openings := self._queue.openings(self._runs.counted):
             self._look_at_queue = False
-            job = self._queue.next_job(self.running, openings, refused)
+            job = self._queue.next_job(self._runs.counted, openings, refused)
             if job is None:
                 break
             if self._start(job):
@@ -284,7 +301,7 @@ class Dispatcher:
         now_s = max(self.now_s(), job.not_before_s)
         quota = self.settings.quota_of(job.tenant)
         try:
-            job = self.store.start(self.epoch, job, now_s, self.settings.lease_s, version, quota)
+            job = self.store.start(self.epoch, job, now_s, version, quota)
         except SupersededError:
             raise
         except (ConflictError, QuotaError) as error:  # cancelled or paused a moment ago
@@ -317,7 +334,9 @@ class Dispatcher:
         """Fails queued jobs whose time is up."""
         if not self._every("deadlines", _LOOK_EVERY_S):
             return
-        for job, failure in self._queue.late():
+        with self._timed("deadlines"):
+            late = list(self._queue.late())
+        for job, failure in late:
             try:
                 self.store.give_up(self.epoch, job, self.now_s(), failure)
             except SupersededError:
@@ -328,53 +347,56 @@ class Dispatcher:
                 self.metrics.failed(job, failure.reason)
 
     def _follow(self) -> None:
-        """Renews leases, passes progress on, and does what users ask of running jobs."""
+        """Passes progress on, and does what users ask of running jobs."""
         with self._changed_lock:
             changed, self._changed = self._changed, set()
-        every_s = max(_LOOK_EVERY_S, self._looking_s / _LOOKING_FRACTION)
-        looks = bool(self._runs) and self._every("status", every_s)
-        renew = self._every("leases", self.settings.lease_s / 3)
-        if not (looks or renew or changed):
-            return
-        began_s = self.monotonic_s()
-        steps = self._steps() if looks else None
+        try:
+            if self._runs and self._every("status", _LOOK_EVERY_S):
+                with self._timed("status"):
+                    self._report()
+            for run in filter(None, map(self._runs.get, changed)):
+                try:  # perhaps our own change
+                    found = self.store.get_job(run.job.tenant, run.job.study, run.job.job_id).job
+                except NotFoundError:
+                    found = None
+                self._heed(run, found)
+        except UnavailableError:
+            with self._changed_lock:
+                self._changed |= changed
+
+    def _report(self) -> None:
+        """Stores how far jobs are, where that is news."""
+        steps = {status.task_id: status for status in self.pool.status(0.5) if status.task_id is not None}
         for run in self._runs:
-            progress = None if steps is None else run.progress(steps)
-            is_news = progress is not None and progress != run.last_progress
-            if not (renew or is_news or run.job.job_id in changed):
+            progress = run.progress(steps)
+            if progress is None or progress == run.last_progress:
                 continue
             try:
-                if renew or is_news:
-                    found = self.store.extend(self.epoch, run.job, self.now_s(), self.settings.lease_s, progress)
-                else:  # perhaps our own change
-                    found = self.store.get_job(run.job.tenant, run.job.study, run.job.job_id).job
-            except UnavailableError:
-                with self._changed_lock:
-                    self._changed |= changed
-                return
+                found = self.store.report(self.epoch, run.job, progress)
             except SupersededError:
                 raise
-            except (ConflictError, NotFoundError) as error:
-                self.logger.warning("%s; its work is dropped", error)
-                run.give_up()
-                self.forget(run.job)
+            except (ConflictError, NotFoundError):
+                self._heed(run, None)
                 continue
-            if progress is not None:
-                run.last_progress = progress
-            if found.state is JobState.CANCELLING:
-                run.give_up()
-                self._confirm_cancel(run.job)
-                self.forget(run.job)
-            elif found.suspended:
-                run.pause()
-        if looks:
-            self._looking_s = self.monotonic_s() - began_s
+            run.last_progress = progress
+            self._heed(run, found)
+
+    def _heed(self, run: Run, found: Job | None) -> None:
+        """Does what is asked of a running job, as the store has it; drops the work where it is not ours any more."""
+        mine = (run.job.epoch, run.job.attempt)
+        if found is None or found.state not in ACTIVE or (found.epoch, found.attempt) != mine:
+            self.logger.warning("job %s is no longer held in attempt %d; its work is dropped", run.job.name, mine[1])
+            run.give_up()
+            self.forget(run.job)
+        elif found.state is JobState.CANCELLING:
+            run.give_up()
+            self._confirm_cancel(run.job)
+            self.forget(run.job)
+        elif found.suspended:
+            run.pause()
 
     def _confirm_cancel(self, job: Job) -> None:
         self.owe(job, lambda: self.store.confirm_cancel(self.epoch, job, self.now_s()))
-
-    def _steps(self) -> dict[str, WorkerStatus]:
-        return {status.task_id: status for status in self.pool.status(0.5) if status.task_id is not None}
 
     def _guarded(self, run: Run, action: Callable[[Run], None]) -> None:
         """What goes wrong in one job fails that job, with a reason, or sends it back; never the coordinator."""
@@ -450,11 +472,23 @@ class Dispatcher:
             self._owed.pop(0)
 
     def _every(self, name: str, seconds: float) -> bool:
+        """Whether it is time for something that is done that often, or less often where it takes long (`_timed`)."""
         now_s = self.monotonic_s()
-        if now_s - self._last.get(name, float("-inf")) < seconds:
+        if name in self._took_s:
+            seconds = max(seconds, self._took_s[name] / _MOST_OF_TIME[name])
+        if now_s - self._last.get(name, -math.inf) < seconds:
             return False
         self._last[name] = now_s
         return True
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Remembers how long it takes."""
+        began_s = self.monotonic_s()
+        try:
+            yield
+        finally:
+            self._took_s[name] = self.monotonic_s() - began_s
 
     def _heard(self, topic: str | None) -> None:
         if topic is not None:

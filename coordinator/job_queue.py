@@ -2,7 +2,7 @@
 jobs have waited too long. It looks, and changes nothing."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,40 @@ class Room(Protocol):
         ...
 
 
+class Running:
+    """The jobs that run, as far as it matters to those that wait: counted, whatever their number.
+
+    Attributes:
+        by_tenant: how many each has.
+        num_quick: those of them that are few-shot jobs.
+        moving: (tenant, study) whose prior is being moved.
+    """
+
+    def __init__(self) -> None:
+        self.by_tenant: Counter[str] = Counter()
+        self.num_quick = 0
+        self.moving: frozenset[tuple[str, str]] = frozenset()
+
+    @property
+    def num_jobs(self) -> int:
+        """All of them."""
+        return self.by_tenant.total()
+
+    def add(self, job: Job) -> None:
+        """A job has started."""
+        self.by_tenant[job.tenant] += 1
+        self.num_quick += isinstance(job.spec, FewShotSpec)
+        if job.spec.moves_prior:
+            self.moving |= {(job.tenant, job.study)}
+
+    def remove(self, job: Job) -> None:
+        """A job that was added has ended."""
+        self.by_tenant[job.tenant] -= 1
+        self.num_quick -= isinstance(job.spec, FewShotSpec)
+        if job.spec.moves_prior:
+            self.moving -= {(job.tenant, job.study)}
+
+
 @dataclass(frozen=True)
 class Openings:
     """For which kinds of job workers have room."""
@@ -69,27 +103,26 @@ class JobQueue:
         self._now_s = now_s
         self._capacity = capacity
 
-    def openings(self, running: Sequence[Job]) -> Openings:
+    def openings(self, running: Running) -> Openings:
         """What could start beside the jobs that run, if there is any."""
         room = MAX_IN_FLIGHT * self._room.num_workers
-        num_quick = sum(isinstance(job.spec, FewShotSpec) for job in running)
-        return Openings(num_quick < room, max(len(running) - num_quick, self._room.num_pending) < room)
+        num_long = running.num_jobs - running.num_quick
+        return Openings(running.num_quick < room, max(num_long, self._room.num_pending) < room)
 
-    def next_job(self, running: Sequence[Job], openings: Openings, refused: Collection[str]) -> Job | None:
+    def next_job(self, running: Running, openings: Openings, refused: Collection[str]) -> Job | None:
         """The job to start next, see `coordinator.fairness.pick`; none of the tenants in `refused`."""
         # Quick jobs are in front; where the others have to wait anyway, nobody looks further.
         queues = self._store.queues(None if openings.long else _QUICK_LOOK)
-        by_tenant = Counter(job.tenant for job in running)
         quotas = {tenant: self._settings.quota_of(tenant) for tenant in queues}
         entry = pick(
             {
                 tenant: entries
                 for tenant, entries in queues.items()
-                if by_tenant[tenant] < quotas[tenant].max_running and tenant not in refused
+                if running.by_tenant[tenant] < quotas[tenant].max_running and tenant not in refused
             },
-            by_tenant,
+            running.by_tenant,
             {tenant: quota.weight for tenant, quota in quotas.items()},
-            _moving(running),
+            running.moving,
             self._room.gpus_per_worker > 0,
             self._now_s(),
             openings.quick,
@@ -97,17 +130,17 @@ class JobQueue:
         )
         return None if entry is None else self._store.get_job(entry.tenant, entry.study, entry.job_id).job
 
-    def demand(self, running: Sequence[Job]) -> Load:
-        """Jobs that would start if there were more workers, no more of each tenant than there may be workers."""
+    def demand(self, running: Running) -> Load:
+        """Jobs that would start if there were more workers; as many as could have any added, if there are more."""
         if self._room.max_workers <= self._room.num_workers:
             return Load()
-        by_tenant = Counter(job.tenant for job in running)
+        most = max(self._room.max_workers - self._room.num_pending, 0)
         num_quick = num_long = 0
-        for tenant, entries in self._store.queues(self._room.max_workers).items():
-            quick, long = num_eligible(entries, _moving(running), self._room.gpus_per_worker > 0, self._now_s())
+        for tenant, entries in self._store.queues(max(most, _QUICK_LOOK)).items():
+            quick, long = num_eligible(entries, running.moving, self._room.gpus_per_worker > 0, self._now_s())
             num_quick += quick
-            num_long += min(long, max(self._settings.quota_of(tenant).max_running - by_tenant[tenant], 0))
-        return Load(num_long, num_quick)
+            num_long += min(long, max(self._settings.quota_of(tenant).max_running - running.by_tenant[tenant], 0))
+        return Load(min(num_long, most), num_quick)
 
     def late(self) -> Iterator[tuple[Job, Failure]]:
         """Jobs that did not start before their deadline, and why."""
@@ -123,8 +156,3 @@ class JobQueue:
                 asked = "it asked for a GPU" if lacks_gpu else "workers were busy"
                 message = f"it could not start before its deadline: {asked}; {self._capacity}"
                 yield job, Failure(reason=FailureReason.RESOURCE_UNAVAILABLE, message=message)
-
-
-def _moving(running: Sequence[Job]) -> frozenset[tuple[str, str]]:
-    """Studies whose prior is being moved."""
-    return frozenset((job.tenant, job.study) for job in running if job.spec.moves_prior)

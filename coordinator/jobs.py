@@ -6,7 +6,7 @@ Pure: no store, no clock. A move that the table does not have raises ConflictErr
       ^  │       │  └──> CANCELLING ──> CANCELLED
       │  │       v
       │  └──> CANCELLED | FAILED
-      └──────────┘ lease lost, worker died, drained, paused
+      └──────────┘ its coordinator or worker is gone, drained, paused
 """
 
 from collections.abc import Mapping
@@ -204,7 +204,6 @@ class Job(Frozen):
     started_s: float | None = None
     finished_s: float | None = None
     not_before_s: float = 0.0
-    lease_until_s: float = 0.0
     queue_deadline_s: float | None = None
     """A job that has not started by then fails."""
     progress: Mapping[str, JsonValue] = {}
@@ -219,7 +218,7 @@ class Job(Frozen):
         return f"studies/{self.study}/jobs/{self.job_id}"
 
 
-def started(job: Job, epoch: int, now_s: float, lease_s: float, base_version: int | None) -> Job:
+def started(job: Job, epoch: int, now_s: float, base_version: int | None) -> Job:
     """QUEUED -> RUNNING.
 
     Raises:
@@ -239,24 +238,18 @@ def started(job: Job, epoch: int, now_s: float, lease_s: float, base_version: in
         attempt=job.attempt + 1,
         epoch=epoch,
         started_s=job.started_s or now_s,
-        lease_until_s=now_s + lease_s,
         base_version=base_version if job.spec.moves_prior or job.base_version is None else job.base_version,
         note="",
     )
 
 
-def extended(
-    job: Job, epoch: int, attempt: int, now_s: float, lease_s: float, progress: Mapping[str, Any] | None
-) -> Job:
-    """RUNNING -> RUNNING: a heartbeat. A job that is being cancelled stays so; its lease is extended all the same."""
+def reported(job: Job, epoch: int, attempt: int, progress: Mapping[str, Any]) -> Job:
+    """RUNNING -> RUNNING: how far it is. A job that is being cancelled stays so."""
     if job.state is not JobState.CANCELLING:
-        _check_holder(job, epoch, attempt, JobState.RUNNING)
+        check_holder(job, epoch, attempt, JobState.RUNNING)
     elif (job.epoch, job.attempt) != (epoch, attempt):
         raise _lost(job, epoch, attempt)
-    changes: dict[str, Any] = {"lease_until_s": now_s + lease_s}
-    if progress is not None:
-        changes["progress"] = progress
-    return job.model_copy(update=changes)
+    return job.model_copy(update={"progress": progress})
 
 
 def requeued(job: Job, epoch: int, attempt: int, now_s: float, back_off_s: float, uses_attempt: bool, note: str) -> Job:
@@ -280,21 +273,19 @@ def requeued(job: Job, epoch: int, attempt: int, now_s: float, back_off_s: float
         message = f"started {job.attempt} times without a result; the last time: {note}"
         failure = Failure(reason=FailureReason.ATTEMPTS_EXHAUSTED, message=message)
         return _moved(job, JobState.FAILED, failures=failures, failure=failure, finished_s=now_s, note=note)
-    return _moved(
-        job, JobState.QUEUED, failures=failures, not_before_s=now_s + back_off_s, lease_until_s=0.0, note=note
-    )
+    return _moved(job, JobState.QUEUED, failures=failures, not_before_s=now_s + back_off_s, note=note)
 
 
 def succeeded(job: Job, epoch: int, attempt: int, now_s: float, result: Mapping[str, Any]) -> Job:
     """RUNNING -> SUCCEEDED. The result's artifacts are stored already."""
-    _check_holder(job, epoch, attempt, JobState.SUCCEEDED)
+    check_holder(job, epoch, attempt, JobState.SUCCEEDED)
     progress = {**job.progress, "done": job.progress["total"]} if "total" in job.progress else job.progress
     return _moved(job, JobState.SUCCEEDED, finished_s=now_s, result=result, progress=progress, note="")
 
 
 def failed(job: Job, epoch: int, attempt: int, now_s: float, failure: Failure) -> Job:
     """RUNNING -> FAILED, for a reason that another attempt would meet again."""
-    _check_holder(job, epoch, attempt, JobState.FAILED)
+    check_holder(job, epoch, attempt, JobState.FAILED)
     return _moved(job, JobState.FAILED, finished_s=now_s, failure=failure)
 
 
@@ -339,7 +330,12 @@ def _moved(job: Job, to: JobState, **changes: Any) -> Job:
     return job.model_copy(update={"state": to, **changes})
 
 
-def _check_holder(job: Job, epoch: int, attempt: int, to: JobState) -> None:
+def check_holder(job: Job, epoch: int, attempt: int, to: JobState) -> None:
+    """Whether the job runs in that attempt of that coordinator, which wants to change it.
+
+    Raises:
+        ConflictError: it does not.
+    """
     if job.state is not JobState.RUNNING:
         raise _illegal(job, to)
     if (job.epoch, job.attempt) != (epoch, attempt):

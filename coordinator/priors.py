@@ -1,7 +1,6 @@
 """The priors of all studies of a service: pointers in the job store, tensors in the artifact store."""
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +11,15 @@ from common.intake import DoneTasks, Intake
 from common.meta.prior import Prior, initial_prior
 from common.storage import ArtifactFolder
 from coordinator.jobs import Job
+from coordinator.recent_priors import RecentPriors
 from coordinator.store.jobs import JobStore
 from coordinator.store.records import PriorPointer
 
 ATTEMPT = "attempt-"  # begins the names of the folders of a job's attempts
-_KEPT_PRIORS = 8
 
 
 class StudyPriors:
-    """See the module. The last few stay in memory.
+    """See the module. Those that were asked for last stay in memory.
 
     Args:
         store: of jobs.
@@ -32,7 +31,7 @@ class StudyPriors:
         self._store = store
         self._artifacts = ArtifactFolder(artifacts)
         self._now_s = now_s
-        self._priors: OrderedDict[str, Prior] = OrderedDict()
+        self._priors: RecentPriors[Prior] = RecentPriors()
         self._configs: dict[tuple[str, str], StudyConfig] = {}
 
     def url_of(self, job: Job) -> str:
@@ -49,14 +48,14 @@ class StudyPriors:
     def load(self, tenant: str, study: str, version: int) -> Prior:
         """A version of the prior of a study."""
         pointer = self._store.get_prior(tenant, study, version)
-        if pointer.digest not in self._priors:
+        prior = self._priors.get(pointer.digest)
+        if prior is None:
             stem = f"{_folder(tenant, study)}/{pointer.stem}"
             prior = load_prior(self._artifacts, stem, version)
             if prior.digest() != pointer.digest:
                 raise CorruptArtifactError(f"{self._artifacts.path(stem)} is not the prior that the job store names")
             self._keep(prior)
-        self._priors.move_to_end(pointer.digest)
-        return self._priors[pointer.digest]
+        return prior
 
     def done_tasks(self, tenant: str, study: str, version: int) -> DoneTasks:
         """The tasks that have had their effect by a version of a study in buffered mode."""
@@ -128,9 +127,7 @@ class StudyPriors:
                 remove_prior(self._artifacts, f"{_folder(tenant, study)}/{pointer.stem}")
 
     def _keep(self, prior: Prior) -> None:
-        self._priors[prior.digest()] = prior
-        while len(self._priors) > _KEPT_PRIORS:
-            self._priors.popitem(last=False)
+        self._priors.add(prior.digest(), prior, prior.num_bytes)
 
 
 def _lines(values: Sequence[Mapping[str, Any]]) -> bytes:

@@ -62,8 +62,6 @@ class ServiceSettings(Frozen):
     """After which an upload of which nothing more comes is given up."""
     drain_s: float = Field(20.0, gt=0)
     """What a process may take to finish or hand over its work after SIGTERM."""
-    lease_s: float = Field(30.0, gt=0)
-    """After which a running job that nobody renews goes back to the queue."""
     beat_s: float = Field(1.0, gt=0)
     """Between two signs of life of the coordinator; without any for ten of them it is replaced."""
     back_off_s: float = Field(1.0, ge=0)

@@ -63,6 +63,11 @@ class Prior:
         """Whether there are architecture logits."""
         return ALPHA in self.vectors
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its vectors."""
+        return sum(vector.nbytes for vector in self.vectors.values())
+
     def digest(self) -> str:
         """SHA-256 over everything in it; equal priors have equal digests. Computed once: values do not change."""
         return self._digest

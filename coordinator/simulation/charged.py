@@ -93,7 +93,7 @@ class ChargedPriors(StudyPriors):
     def _keep(self, prior: Prior) -> None:
         """A version was written, or read."""
         self._clock.charge("priors", self._costs.save_s + self._costs.save_s_per_byte * self._sizes.prior_bytes)
-        super()._keep(prior)
+        self._priors.add(prior.digest(), prior, self._sizes.prior_bytes)
 
 
 class InTheForeground(ThreadPoolExecutor):

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from common.config import Frozen, NonNegativeFloat, StudyConfig, explain
 from common.errors import InvalidInputError, NotFoundError
@@ -20,9 +20,7 @@ class Costs(Frozen):
     """Where, when and by what they were measured."""
 
     turn_s: NonNegativeFloat = 4e-6
-    """A turn of the dispatcher, beside all that follows."""
-    turn_per_job_s: NonNegativeFloat = 1.3e-7
-    """In each turn, for each job at hand."""
+    """A turn of the dispatcher, beside all that follows, however many jobs are at hand."""
     poll_s: NonNegativeFloat = 1e-4
     """A poll of the pool, `ray.wait` included."""
     poll_per_worker_s: NonNegativeFloat = 1.55e-6
@@ -45,8 +43,6 @@ class Costs(Frozen):
     """A task drawn, and its request made."""
     put_s_per_byte: NonNegativeFloat = 5e-10
     """A prior hashed and put into the object store, once per version that the pool keeps."""
-    kept_priors: int = Field(8, ge=1)
-    """Versions that the pool keeps there, `_KEPT_PRIORS` of `coordinator.pool`."""
     save_s: NonNegativeFloat = 5e-3
     """A prior's files written, beside their bytes."""
     save_s_per_byte: NonNegativeFloat = 5e-9
@@ -98,4 +94,4 @@ def sizes_of(config: StudyConfig) -> Sizes:
     if config.few_shot is None:  # a task has one image size
         heads = [vector.size for name, vector in prior.vectors.items() if name.startswith(HEAD_PREFIX)]
         num_elements -= sum(heads) - max(heads)
-    return Sizes(sum(vector.nbytes for vector in prior.vectors.values()), 4 * num_elements, 8 * num_elements)
+    return Sizes(prior.num_bytes, 4 * num_elements, 8 * num_elements)

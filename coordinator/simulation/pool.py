@@ -6,7 +6,7 @@ when they are taken.
 """
 
 import heapq
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +16,7 @@ from common.meta.prior import Prior
 from common.meta.sums import merged
 from coordinator.calls import Call, Outcome, PendingCall
 from coordinator.pool import MAX_IN_FLIGHT, MAX_OUTCOMES
+from coordinator.recent_priors import RecentPriors
 from coordinator.simulation.costs import Costs, Sizes
 from coordinator.simulation.events import Clock, Events
 from coordinator.simulation.host_sums import HostSums, as_partial_sum, outcomes_of_sum
@@ -83,7 +84,7 @@ class SimulatedPool:
         self._waiting: deque[PendingCall] = deque()
         self._num_in_flight = 0
         self._attempts: Counter[str] = Counter()
-        self._broadcasts: OrderedDict[str, Broadcast] = OrderedDict()
+        self._broadcasts: RecentPriors[Broadcast] = RecentPriors()
         self._arrived: deque[tuple[float, Callable[[], list[Outcome]]]] = deque()
         self._sums = None if sums_of is None else HostSums()
         self._asked: set[int] = set()
@@ -270,15 +271,13 @@ class SimulatedPool:
         self.events.at(work.ends_s, lambda now_s: self._ends(worker, incarnation, work, now_s))
 
     def _broadcast(self, prior: Prior) -> Broadcast:
-        """The prior in the object store, once per version that is kept there."""
-        digest = prior.digest()
-        if digest not in self._broadcasts:
+        """The prior in the object store, as `coordinator.prior_refs` puts it there."""
+        broadcast = self._broadcasts.get(prior.digest())
+        if broadcast is None:
             self._clock.charge("put", self._costs.put_s_per_byte * self._sizes.prior_bytes)
-            self._broadcasts[digest] = Broadcast(self._clock.now_s, self._sizes.prior_bytes, self._network)
-            while len(self._broadcasts) > self._costs.kept_priors:
-                self._broadcasts.popitem(last=False)
-        self._broadcasts.move_to_end(digest)
-        return self._broadcasts[digest]
+            broadcast = Broadcast(self._clock.now_s, self._sizes.prior_bytes, self._network)
+            self._broadcasts.add(prior.digest(), broadcast, self._sizes.prior_bytes)
+        return broadcast
 
     # What happens at workers
 

@@ -139,8 +139,7 @@ class SimulatedService:
         costs = self.setup.assumptions.costs
         while self.clock.now_s < time_s:
             between()
-            num_running = len(self.dispatcher.running)
-            self.clock.charge("turn", costs.turn_s + costs.turn_per_job_s * num_running)
+            self.clock.charge("turn", costs.turn_s)
             self.dispatcher.turn(_TURN_S)
 
     @property

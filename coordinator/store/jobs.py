@@ -5,7 +5,7 @@ that what was read is still so; if it is not, it is computed anew. Writes of a c
 condition, so one that was replaced can change nothing.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -182,13 +182,8 @@ class JobStore(FencedLedger):
                     f"{'no open round' if head.plan is None else f'a round of job {head.plan.job_id}'}; "
                     f"version {pointer.version} of job {pointer.made_by} cannot follow"
                 )
-            changed = (
-                jobs.extended(job, epoch, attempt, now_s, max(job.lease_until_s - now_s, 0.0), None)
-                if result is None
-                else jobs.succeeded(job, epoch, attempt, now_s, result)
-            )
-            if result is None and job.state is JobState.CANCELLING:
-                raise ConflictError(f"{job.name} is being cancelled")
+            jobs.check_holder(job, epoch, attempt, JobState.RUNNING if result is None else JobState.SUCCEEDED)
+            changed = job if result is None else jobs.succeeded(job, epoch, attempt, now_s, result)
             new_head = Head(version=pointer.version, digest=pointer.digest)
             transaction = change_of(
                 stored_job,
@@ -340,27 +335,21 @@ class JobStore(FencedLedger):
                 yield QueueEntry.model_validate(stored.record)
             after, num_entries = found[-1].key, MAX_PAGE
 
-    def active(self, beside: Collection[str] = ()) -> list[Job]:
-        """All jobs that run, in whoever's hands.
-
-        Args:
-            beside: ids of jobs that are not read.
-        """
+    def active(self) -> list[Job]:
+        """All jobs that run, in whoever's hands."""
         found: list[Job] = []
         after = ""
         while entries := self.ledger.scan("active/", after, MAX_PAGE):
-            names = [entry.key.split("/")[1:] for entry in entries]
             keys = [
-                job_key(tenant, entry.record["study"], job_id)
-                for (tenant, job_id), entry in zip(names, entries, strict=True)
-                if job_id not in beside
+                job_key(entry.key.split("/")[1], entry.record["study"], entry.key.rpartition("/")[2])
+                for entry in entries
             ]
-            jobs_found = [read_job(stored) for stored in (self.ledger.get(*keys) if keys else ()) if stored is not None]
+            jobs_found = [read_job(stored) for stored in self.ledger.get(*keys) if stored is not None]
             found += [job for job in jobs_found if job.state in ACTIVE]
             after = entries[-1].key
         return found
 
-    def start(self, epoch: int, job: Job, now_s: float, lease_s: float, base_version: int | None, quota: Quota) -> Job:
+    def start(self, epoch: int, job: Job, now_s: float, base_version: int | None, quota: Quota) -> Job:
         """See `jobs.started`.
 
         Raises:
@@ -370,18 +359,14 @@ class JobStore(FencedLedger):
             job.tenant,
             job.study,
             job.job_id,
-            lambda found: jobs.started(found, epoch, now_s, lease_s, base_version),
+            lambda found: jobs.started(found, epoch, now_s, base_version),
             epoch,
             quota,
         )
 
-    def extend(
-        self, epoch: int, job: Job, now_s: float, lease_s: float, progress: Mapping[str, Any] | None = None
-    ) -> Job:
-        """See `jobs.extended`. The answer says whether the job is to be cancelled or paused."""
-        change: Callable[[Job], Job] = lambda found: jobs.extended(  # noqa: E731
-            found, epoch, job.attempt, now_s, lease_s, progress
-        )
+    def report(self, epoch: int, job: Job, progress: Mapping[str, Any]) -> Job:
+        """See `jobs.reported`. The answer says whether the job is to be cancelled or paused."""
+        change: Callable[[Job], Job] = lambda found: jobs.reported(found, epoch, job.attempt, progress)  # noqa: E731
         return self._change(job.tenant, job.study, job.job_id, change, epoch)
 
     def requeue(self, epoch: int, job: Job, now_s: float, back_off_s: float, uses_attempt: bool, note: str) -> Job:

@@ -112,7 +112,7 @@ def test_it_draws_jobs_as_they_change_survives_a_restart_of_the_gateway_and_quit
     coordinator.store.beat(coordinator.epoch, {"running": 1, "workers": 2})
     started = coordinator.start(TENANT, job)
     progress = {"done": 5, "total": 20, "accuracy": 0.75, "worker": "worker-1"}
-    coordinator.store.extend(coordinator.epoch, started, time.time(), 600.0, progress)
+    coordinator.store.report(coordinator.epoch, started, progress)
     terminal.wait_for(rf"1 running, 0 queued; coordinator 1, 2 workers.*{job_id} .*● running.* 25% .*0\.750.*worker-1")
 
     assert own_gateway.stop() == 0

@@ -140,7 +140,7 @@ def fit_rounds(repeats: int) -> dict[str, float]:
         "plan_per_task_s": plan_s / TASKS,
         "absorb_s_per_byte": min(absorbing) / TASKS / update_bytes,
         "merge_s_per_byte": min(merging) / len(parts) / sum_bytes,
-        "step_s_per_byte": min(stepping) / sum(vector.nbytes for vector in prior.vectors.values()),
+        "step_s_per_byte": min(stepping) / prior.num_bytes,
     }
 
 
@@ -153,7 +153,7 @@ def fit_priors(folder: Path, repeats: int) -> dict[str, float]:
         store = JobStore(MemoryLedger())
         priors = StudyPriors(store, str(folder / str(len(sizes))), time.time)
         seconds.append(least(lambda: priors.save(NAME, NAME, replace(prior), "", {}), repeats))  # noqa: B023
-        sizes.append(sum(vector.nbytes for vector in prior.vectors.values()))
+        sizes.append(prior.num_bytes)
     per_byte = (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])
     return {"save_s": max(seconds[0] - sizes[0] * per_byte, 0.0), "save_s_per_byte": per_byte}
 
@@ -168,7 +168,7 @@ def a_store(ledger: Ledger, num_jobs: int) -> tuple[JobStore, int, list[Job]]:
     for number in range(num_jobs):
         job = Job(tenant=NAME, study=NAME, job_id=f"{number:06d}", spec=AdaptSpec(choice=CHOICE), created_s=0.0)
         store.create_job(job, None, Quota())
-        jobs.append(store.start(epoch, job, 0.0, 30.0, 0, Quota(max_running=10**6)))
+        jobs.append(store.start(epoch, job, 0.0, 0, Quota(max_running=10**6)))
     return store, epoch, jobs
 
 
@@ -176,7 +176,7 @@ def fit_store(ledger: Ledger, repeats: int) -> dict[str, float]:
     """Commits and reads."""
     store, epoch, (job, *_) = a_store(ledger, 1)
     steps = iter(range(10**9))
-    extend_s = least(lambda: store.extend(epoch, job, 1.0, 30.0, {"done": next(steps), "total": 9}), 20 * repeats)
+    report_s = least(lambda: store.report(epoch, job, {"done": next(steps), "total": 9}), 20 * repeats)
     read_s = least(lambda: store.get_job(NAME, NAME, job.job_id), 20 * repeats)
     head_s = least(lambda: store.head(NAME, NAME), 20 * repeats, time.process_time)
     for number in range(1, FEW):
@@ -188,7 +188,7 @@ def fit_store(ledger: Ledger, repeats: int) -> dict[str, float]:
     scan_s = least(
         lambda: [read_job(found) for found in ledger.scan(f"job/{NAME}/{NAME}/")], repeats, time.process_time
     )
-    return {"commit_s": extend_s - read_s, "read_s": head_s, "read_per_record_s": scan_s / FEW}
+    return {"commit_s": report_s - read_s, "read_s": head_s, "read_per_record_s": scan_s / FEW}
 
 
 class Quiet:
@@ -218,31 +218,29 @@ class Quiet:
 
 
 def fit_turns(folder: Path, repeats: int) -> dict[str, float]:
-    """Turns of a dispatcher in which nothing is due."""
-    seconds = []
-    for num_jobs in (0, FEW):
-        ledger = MemoryLedger()
-        store = JobStore(ledger)
-        config = load("smoke", environment={}).model_dump(mode="json")
-        store.create_study(Study(tenant=NAME, study=NAME, config=config, created_s=0.0))
-        for number in range(num_jobs):
-            job = Job(tenant=NAME, study=NAME, job_id=f"{number:06d}", spec=AdaptSpec(choice=CHOICE), created_s=0.0)
-            store.create_job(job, None, Quota())
-        settings = ServiceSettings(artifacts=str(folder / f"turns-{num_jobs}"), quota=Quota(max_running=10**6))
-        # The clock stands still: what is due once a second is not due in these turns.
-        still: Callable[[], float] = lambda: 1.0  # noqa: E731
-        dispatcher = Dispatcher(store, Quiet(), settings, NAME, still, still, logging.getLogger(NAME))
-        dispatcher.background = InTheForeground(1)
-        dispatcher.turn(0.0)
-        assert len(dispatcher.running) == num_jobs
+    """Turns of a dispatcher with jobs in which nothing is due."""
+    ledger = MemoryLedger()
+    store = JobStore(ledger)
+    config = load("smoke", environment={}).model_dump(mode="json")
+    store.create_study(Study(tenant=NAME, study=NAME, config=config, created_s=0.0))
+    for number in range(FEW):
+        job = Job(tenant=NAME, study=NAME, job_id=f"{number:06d}", spec=AdaptSpec(choice=CHOICE), created_s=0.0)
+        store.create_job(job, None, Quota())
+    settings = ServiceSettings(artifacts=str(folder / "turns"), quota=Quota(max_running=10**6))
+    # The clock stands still: what is due once a second is not due in these turns.
+    still: Callable[[], float] = lambda: 1.0  # noqa: E731
+    dispatcher = Dispatcher(store, Quiet(), settings, NAME, still, still, logging.getLogger(NAME))
+    dispatcher.background = InTheForeground(1)
+    dispatcher.turn(0.0)
+    assert len(dispatcher.running) == FEW
 
-        def turns(dispatcher: Dispatcher = dispatcher) -> None:
-            for _ in range(100):
-                dispatcher.turn(0.0)
+    def turns() -> None:
+        for _ in range(100):
+            dispatcher.turn(0.0)
 
-        seconds.append(least(turns, repeats, time.process_time) / 100)
-        dispatcher.close()
-    return {"turn_s": seconds[0], "turn_per_job_s": (seconds[1] - seconds[0]) / FEW}
+    seconds = least(turns, repeats, time.process_time) / 100
+    dispatcher.close()
+    return {"turn_s": seconds}
 
 
 class Ref(int):
@@ -349,7 +347,7 @@ def fit_ray(repeats: int) -> dict[str, float]:
     config = study_like_the_papers()
     prior = initial_prior(config)
     (request, *_) = plan(prior, config, load_catalogs(config)).requests
-    prior_bytes = sum(vector.nbytes for vector in prior.vectors.values())
+    prior_bytes = prior.num_bytes
     connect(None, include_dashboard=False)
     try:
         actor_class: Any = ray.remote(max_concurrency=2)(Worker)

@@ -46,7 +46,7 @@ def created_together(store: JobStore, wanted: Sequence[Job], request_ids: Sequen
 
 
 def running(store: JobStore, epoch: int, job_id: str, **changes: Any) -> Job:
-    return store.start(epoch, created(store, job_id, **changes), 10.0, 30.0, 0, QUOTA)
+    return store.start(epoch, created(store, job_id, **changes), 10.0, 0, QUOTA)
 
 
 def pointer(version: int, made_by: str = "", digest: str | None = None) -> PriorPointer:
@@ -109,7 +109,7 @@ def test_a_repeated_request_gives_the_first_job_as_it_is_now(store: JobStore) ->
     epoch = store.take_charge("c")
     first = store.create_job(job("j1"), "request", QUOTA)
     assert store.create_job(job("j2"), "request", QUOTA) == first
-    started = store.start(epoch, first, 10.0, 30.0, 0, QUOTA)
+    started = store.start(epoch, first, 10.0, 0, QUOTA)
     assert store.create_job(job("j3"), "request", QUOTA) == started
     assert store.create_job(job("j3"), "request", Quota(max_queued=0)) == started
     assert len(check_invariants(store)) == 1
@@ -162,7 +162,7 @@ def test_a_quota_bounds_what_waits(store: JobStore) -> None:
     with pytest.raises(QuotaError, match="2 jobs of tenant a"):
         store.create_job(job("j3"), "request", quota)
     store.create_job(job("other", "ab"), None, quota)
-    store.start(epoch, job("j1"), 1.0, 30.0, 0, quota)
+    store.start(epoch, job("j1"), 1.0, 0, quota)
     assert store.create_job(job("j3"), "request", quota).job_id == "j3"
     store.suspend_job("a", "s", "j2", True)
     with pytest.raises(QuotaError):  # paused jobs count
@@ -251,13 +251,13 @@ def test_queues_have_every_tenant_and_nobody_elses_jobs(store: JobStore) -> None
 def test_from_start_to_success(store: JobStore) -> None:
     epoch = store.take_charge("c")
     started = running(store, epoch, "j1")
-    assert (started.state, started.attempt, started.epoch, started.lease_until_s) == (JobState.RUNNING, 1, epoch, 40.0)
+    assert (started.state, started.attempt, started.epoch, started.started_s) == (JobState.RUNNING, 1, epoch, 10.0)
     assert queue_ids(store) == [] and store.active() == [started]
     assert store.counts(["a"])["a"] == {"queued": 0, "running": 1, "bytes": 0}
     check_invariants(store)
 
-    extended = store.extend(epoch, started, 20.0, 30.0, {"done": 1, "total": 2})
-    assert (extended.lease_until_s, extended.progress) == (50.0, {"done": 1, "total": 2})
+    reported = store.report(epoch, started, {"done": 1, "total": 2})
+    assert (reported.state, reported.progress) == (JobState.RUNNING, {"done": 1, "total": 2})
     assert states(store, "j1") == [JobState.QUEUED, JobState.RUNNING]  # progress is no event
 
     done = store.succeed(epoch, started, 30.0, {"accuracy": 0.9})
@@ -302,11 +302,11 @@ def test_a_lost_job_goes_back_into_its_place(store: JobStore) -> None:
     assert list(store.queues()["a"])[1].not_before_s == 58.0
     check_invariants(store)
     with pytest.raises(ConflictError, match="waits for 1.0 s"):
-        store.start(epoch, requeued, 57.0, 30.0, 0, QUOTA)
-    again = store.start(epoch, requeued, 58.0, 30.0, 5, QUOTA)
+        store.start(epoch, requeued, 57.0, 0, QUOTA)
+    again = store.start(epoch, requeued, 58.0, 5, QUOTA)
     assert (again.attempt, again.base_version) == (2, 0)
     for late in (
-        lambda: store.extend(epoch, lost, 60.0, 30.0),
+        lambda: store.report(epoch, lost, {}),
         lambda: store.succeed(epoch, lost, 60.0, {}),
         lambda: store.fail(epoch, lost, 60.0, FAILURE),
         lambda: store.requeue(epoch, lost, 60.0, 0.0, True, "late"),
@@ -322,10 +322,10 @@ def test_attempts_run_out(store: JobStore) -> None:
     epoch = store.take_charge("c")
     found = created(store, "j1", max_attempts=2)
     for _ in range(3):
-        found = store.start(epoch, found, 10.0, 30.0, 0, QUOTA)
+        found = store.start(epoch, found, 10.0, 0, QUOTA)
         found = store.requeue(epoch, found, 10.0, 0.0, uses_attempt=False, note="drained")
     for expected in (JobState.QUEUED, JobState.FAILED):
-        found = store.start(epoch, found, 10.0, 30.0, 0, QUOTA)
+        found = store.start(epoch, found, 10.0, 0, QUOTA)
         found = store.requeue(epoch, found, 10.0, 0.0, uses_attempt=True, note="died")
         assert found.state is expected
     assert (found.attempt, found.failures) == (5, 2)
@@ -347,7 +347,7 @@ def test_cancel_of_a_running_job(store: JobStore) -> None:
     started = running(store, epoch, "j1")
     assert store.cancel_job("a", "s", "j1", 15.0).state is JobState.CANCELLING
     assert store.cancel_job("a", "s", "j1", 16.0).state is JobState.CANCELLING
-    assert store.extend(epoch, started, 20.0, 30.0).state is JobState.CANCELLING
+    assert store.report(epoch, started, {}).state is JobState.CANCELLING
     assert store.counts(["a"])["a"]["running"] == 1
     for late in (lambda: store.succeed(epoch, started, 21.0, {}), lambda: store.fail(epoch, started, 21.0, FAILURE)):
         with pytest.raises(ConflictError):
@@ -377,7 +377,7 @@ def test_a_paused_job_leaves_the_queue_and_comes_back(store: JobStore) -> None:
     assert store.counts(["a"])["a"]["queued"] == 2
     check_invariants(store)
     with pytest.raises(ConflictError, match="paused"):
-        store.start(epoch, paused, 10.0, 30.0, 0, QUOTA)
+        store.start(epoch, paused, 10.0, 0, QUOTA)
     assert not store.suspend_job("a", "s", "j1", False).suspended
     assert queue_ids(store) == ["j1", "j2"]
     assert [view.job.suspended for view in store.events("j1", 0)] == [False, True, False]
@@ -388,13 +388,13 @@ def test_a_running_job_that_is_paused_waits_outside_the_queue(store: JobStore) -
     epoch = store.take_charge("c")
     started = running(store, epoch, "j1")
     store.suspend_job("a", "s", "j1", True)
-    assert store.extend(epoch, started, 20.0, 30.0).suspended
+    assert store.report(epoch, started, {}).suspended
     handed_back = store.requeue(epoch, started, 21.0, 0.0, uses_attempt=False, note="paused")
     assert (handed_back.state, handed_back.suspended, handed_back.failures) == (JobState.QUEUED, True, 0)
     assert queue_ids(store) == []
     check_invariants(store)
     store.suspend_job("a", "s", "j1", False)
-    assert store.start(epoch, handed_back, 22.0, 30.0, 0, QUOTA).attempt == 2
+    assert store.start(epoch, handed_back, 22.0, 0, QUOTA).attempt == 2
     check_invariants(store)
 
 
@@ -422,16 +422,16 @@ def test_a_quota_bounds_what_runs(store: JobStore) -> None:
     epoch = store.take_charge("c")
     quota = Quota(max_running=2)
     waiting = [created(store, f"j{n}") for n in range(3)]
-    first, _ = [store.start(epoch, found, 10.0, 30.0, 0, quota) for found in waiting[:2]]
+    first, _ = [store.start(epoch, found, 10.0, 0, quota) for found in waiting[:2]]
     with pytest.raises(QuotaError, match="stays queued"):
-        store.start(epoch, waiting[2], 10.0, 30.0, 0, quota)
+        store.start(epoch, waiting[2], 10.0, 0, quota)
     assert queue_ids(store) == ["j2"]
     check_invariants(store)
     store.cancel_job("a", "s", "j0", 11.0)
     with pytest.raises(QuotaError):  # its worker is still at it
-        store.start(epoch, waiting[2], 10.0, 30.0, 0, quota)
+        store.start(epoch, waiting[2], 10.0, 0, quota)
     store.confirm_cancel(epoch, first, 12.0)
-    store.start(epoch, waiting[2], 13.0, 30.0, 0, quota)
+    store.start(epoch, waiting[2], 13.0, 0, quota)
     check_invariants(store)
 
 
@@ -441,7 +441,7 @@ def test_one_of_many_that_start_a_job_does(store: JobStore) -> None:
 
     def start(_: int) -> bool:
         try:
-            store.start(epoch, waiting, 10.0, 30.0, 0, QUOTA)
+            store.start(epoch, waiting, 10.0, 0, QUOTA)
         except ConflictError:
             return False
         return True
@@ -462,8 +462,6 @@ def test_all_that_run_are_found_in_whosever_hands(store: JobStore) -> None:
     found = store.active()
     assert {(one.tenant, one.study, one.job_id) for one in found} == ids
     assert {one.epoch for one in found} == {epoch}
-    assert [one.job_id for one in store.active({"j1", "j3"})] == ["j2"]
-    assert store.active({"j1", "j2", "j3"}) == []
 
 
 def test_what_does_not_exist_is_not_found(store: JobStore) -> None:
@@ -475,7 +473,7 @@ def test_what_does_not_exist_is_not_found(store: JobStore) -> None:
         lambda: store.get_job("a", "s", "j"),
         lambda: store.cancel_job("b", "s", "j1", 1.0),
         lambda: store.suspend_job("b", "s", "j1", True),
-        lambda: store.start(epoch, job("j1", "b"), 1.0, 1.0, 0, QUOTA),
+        lambda: store.start(epoch, job("j1", "b"), 1.0, 0, QUOTA),
         lambda: store.get_study("a", "s"),
         lambda: store.head("a", "s"),
         lambda: store.get_prior("a", "s", 0),
@@ -495,9 +493,9 @@ def test_events_come_in_order_from_where_one_was(store: JobStore) -> None:
     started = running(store, epoch, "j1")
     created(store, "j10")
     for n in range(12):
-        store.extend(epoch, started, 20.0 + n, 30.0, {"done": n})
+        store.report(epoch, started, {"done": n})
     store.requeue(epoch, started, 40.0, 0.0, False, "drained")
-    again = store.start(epoch, started, 41.0, 30.0, 0, QUOTA)
+    again = store.start(epoch, started, 41.0, 0, QUOTA)
     done = store.succeed(epoch, again, 50.0, {})
     everything = store.events("j1", 0)
     assert [(view.job.state, view.revision) for view in everything] == [
@@ -600,9 +598,9 @@ def test_a_coordinator_that_was_replaced_can_change_nothing(backend: Backend) ->
     before = [(stored.key, stored.revision) for stored in second.ledger.scan("")]
     writes: list[Callable[[], Any]] = [
         lambda: first.beat(old, {"n": 2}),
-        lambda: first.start(old, waiting, 20.0, 30.0, 0, QUOTA),
+        lambda: first.start(old, waiting, 20.0, 0, QUOTA),
         lambda: first.give_up(old, waiting, 20.0, FAILURE),
-        lambda: first.extend(old, held, 20.0, 30.0, {"done": 1}),
+        lambda: first.report(old, held, {"done": 1}),
         lambda: first.requeue(old, held, 20.0, 0.0, False, "drained"),
         lambda: first.succeed(old, held, 20.0, {}),
         lambda: first.fail(old, held, 20.0, FAILURE),
@@ -622,7 +620,7 @@ def test_a_coordinator_that_was_replaced_can_change_nothing(backend: Backend) ->
     for one in second.active():
         second.requeue(new, one, 30.0, 0.0, uses_attempt=False, note="coordinator 1 is gone")
     assert second.get_job("a", "s", "cancelled").job.state is JobState.CANCELLED
-    again = second.start(new, second.get_job("a", "s", "held").job, 31.0, 30.0, 0, QUOTA)
+    again = second.start(new, second.get_job("a", "s", "held").job, 31.0, 0, QUOTA)
     assert (again.epoch, again.attempt) == (2, 2)
     for write in writes[3:7]:
         with pytest.raises(ConflictError):
@@ -813,11 +811,11 @@ def test_one_of_many_that_advance_does(lineage: tuple[JobStore, int, Job]) -> No
 def test_versions_that_jobs_start_from_are_needed(store: JobStore) -> None:
     epoch = store.take_charge("c")
     with_study(store, epoch)
-    store.start(epoch, created(store, "runs"), 10.0, 30.0, 5, QUOTA)
+    store.start(epoch, created(store, "runs"), 10.0, 5, QUOTA)
     created(store, "waits", spec=adapt(prior_version=3))
     created(store, "paused", spec=adapt(prior_version=2))
     store.suspend_job("a", "s", "paused", True)
-    store.start(epoch, created(store, "back"), 10.0, 30.0, 4, QUOTA)
+    store.start(epoch, created(store, "back"), 10.0, 4, QUOTA)
     store.suspend_job("a", "s", "back", True)
     store.requeue(epoch, store.get_job("a", "s", "back").job, 11.0, 0.0, False, "paused")
     created(store, "other study", study="t", spec=adapt(prior_version=1))

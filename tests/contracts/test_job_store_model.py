@@ -208,7 +208,7 @@ def start(world: World, who: int, which: int, what: int) -> None:
         need(world.count(job.tenant, "running", "cancelling") < 3, QuotaError)
         model.state, model.attempt, model.epoch = "running", model.attempt + 1, epoch
 
-    started = expect(world, lambda: world.store.start(epoch, job, world.now, 30.0, 0, QUOTA), predict)
+    started = expect(world, lambda: world.store.start(epoch, job, world.now, 0, QUOTA), predict)
     if started is not None:
         world.handles.append(started)
 
@@ -243,7 +243,7 @@ def of_holder(action: str) -> Callable[[World, int, int, int], None]:
         uses = what % 2 == 0
         mine = world.holds(model, epoch, handle.attempt)
 
-        def extend() -> None:
+        def report() -> None:
             need(mine and model.state in ("running", "cancelling") and epoch == world.epoch)
 
         def requeue() -> None:
@@ -272,7 +272,7 @@ def of_holder(action: str) -> Callable[[World, int, int, int], None]:
             model.state = "cancelled"
 
         calls: dict[str, tuple[Callable[[], Any], Callable[[], None]]] = {
-            "extend": (lambda: store.extend(epoch, handle, now, 30.0, {"at": now}), extend),
+            "report": (lambda: store.report(epoch, handle, {"at": now}), report),
             "requeue": (lambda: store.requeue(epoch, handle, now, what % 4, uses, "lost"), requeue),
             "succeed": (lambda: store.succeed(epoch, handle, now, {"at": now}), end("succeeded")),
             "fail": (lambda: store.fail(epoch, handle, now, FAILURE), end("failed")),
@@ -333,7 +333,7 @@ ACTIONS: dict[str, Callable[[World, int, int, int], None]] = {
     "suspend": of_user("suspend"),
     "start": start,
     "give_up": give_up,
-    "extend": of_holder("extend"),
+    "report": of_holder("report"),
     "requeue": of_holder("requeue"),
     "succeed": of_holder("succeed"),
     "fail": of_holder("fail"),
@@ -443,14 +443,14 @@ def one_thread(store: JobStore, seen: Seen, seed: int, steps: int, together: thr
             elif job is not None and action == "suspend":
                 found = store.suspend_job(job.tenant, "s", job.job_id, chance.random() < 0.3)
             elif job is not None and action == "start":
-                found = store.start(coordinator, job, now, 30.0, 0, QUOTA)
+                found = store.start(coordinator, job, now, 0, QUOTA)
                 seen.handles.append(found)
             elif job is not None and action == "give_up":
                 found = store.give_up(coordinator, job, now, FAILURE)
             elif handle is None:
                 continue
-            elif action == "extend":
-                found = store.extend(coordinator, handle, now, 30.0, {"by": seed, "step": step})
+            elif action == "report":
+                found = store.report(coordinator, handle, {"by": seed, "step": step})
             elif action == "requeue":
                 found = store.requeue(coordinator, handle, now, 0.0, chance.random() < 0.5, "lost")
             elif action == "succeed":

@@ -33,9 +33,9 @@ def test_jobs_are_counted_where_they_are_and_the_oldest_is_found_behind_urgent_o
     submit(store, "2", created_s=90.0, priority=9, tenant="other")
     submit(store, "3")
     store.suspend_job("lab", "mine", submit(store, "4").job_id, True)
-    running = store.start(epoch, submit(store, "5"), 200.0, 30.0, 0, Quota())
+    running = store.start(epoch, submit(store, "5"), 200.0, 0, Quota())
     for job_id, end in (("6", "fail"), ("7", "succeed"), ("8", "succeed")):
-        job = store.start(epoch, submit(store, job_id), 200.0, 30.0, 0, Quota())
+        job = store.start(epoch, submit(store, job_id), 200.0, 0, Quota())
         if end == "fail":
             store.fail(epoch, job, 210.0, Failure(reason=FailureReason.INTERNAL, message=""))
         else:

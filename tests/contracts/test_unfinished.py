@@ -25,7 +25,7 @@ def filled(store: JobStore) -> JobStore:
         create(store, f"j{number}", study=f"s{number % 2}", priority=9 if number == 4 else 4)
     create(store, "x", tenant="a")
     for number in (1, 0, 5, 6):
-        started = store.start(epoch, store.get_job("a-b", f"s{number % 2}", f"j{number}").job, 1.0, 9.0, 0, Quota())
+        started = store.start(epoch, store.get_job("a-b", f"s{number % 2}", f"j{number}").job, 1.0, 0, Quota())
         if number > 4:
             store.succeed(epoch, started, 2.0, {})
     store.suspend_job("a-b", "s1", "j3", True)

@@ -33,7 +33,7 @@ def test_jobs_are_found_by_their_ids_in_the_order_in_which_they_started():
     for run in runs:
         at_hand.add(run)
     assert list(at_hand) == runs and len(at_hand) == 3
-    assert [job.job_id for job in at_hand.jobs] == list(at_hand.job_ids) == ["b", "a", "c"]
+    assert [job.job_id for job in at_hand.jobs] == ["b", "a", "c"]
     assert at_hand.get("c") is runs[2] and "c" in at_hand
     assert at_hand.training == [runs[1]]
     for run in at_hand:  # each may end meanwhile

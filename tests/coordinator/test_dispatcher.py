@@ -930,7 +930,7 @@ def test_a_result_that_comes_while_the_store_is_away_is_kept_and_not_computed_ag
     scene.faults.rules.append(
         lambda number, name, moment: UnavailableError("no answer") if away[0] and moment == "before" else None
     )
-    scene.turns(dispatcher, 100)  # fifty seconds: more than a lease
+    scene.turns(dispatcher, 100)  # fifty seconds: jobs at hand are held against the store several times
     assert sorted(scene.ran) == [job.job_id for job in jobs]
     away[0] = False
     scene.finish(dispatcher)
@@ -1404,9 +1404,11 @@ def test_progress_of_workers_reaches_the_job(scene: Scene) -> None:
     dispatcher.pool.statuses = [WorkerStatus("service/host/9/w", 1, "cpu", job.job_id, 1)]  # type: ignore[attr-defined]
     scene.turns(dispatcher, 4)
     assert scene.job(job).progress == {"done": 1, "total": CONFIG.adapt.steps, "worker": "w"}
-    lease_s = scene.job(job).lease_until_s
+    (before,) = scene.ledger.get(f"job/{TENANT}/{STUDY}/{job.job_id}")
     scene.turns(dispatcher, 60)
-    assert scene.job(job).lease_until_s > max(lease_s, scene.clock.wall_s), "the lease is renewed"
+    (after,) = scene.ledger.get(f"job/{TENANT}/{STUDY}/{job.job_id}")
+    assert before is not None and after is not None
+    assert after.revision == before.revision, "nothing is written while there is nothing new"
 
 
 def test_workers_that_take_long_to_answer_are_asked_less_often(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1424,7 +1426,64 @@ def test_workers_that_take_long_to_answer_are_asked_less_often(scene: Scene, mon
     scene.run(dispatcher, lambda: len(asked_s) == 4)
     assert all(later - earlier >= 20.0 for earlier, later in itertools.pairwise(asked_s)), "a tenth of the time at most"
     assert scene.job(job).progress["done"] == 3
-    assert scene.job(job).lease_until_s > scene.clock.wall_s
+
+
+@pytest.mark.parametrize("spec", [ADAPT, TRAIN])
+def test_what_is_asked_of_a_running_job_is_done_although_the_news_was_lost(scene: Scene, spec: Any) -> None:
+    jobs = [scene.submit(spec), scene.submit(ADAPT), scene.submit(ADAPT)]
+    dispatcher = scene.coordinator()
+    dispatcher.pool.held = lambda key: True  # type: ignore[attr-defined]
+    scene.turns(dispatcher, 3)
+    assert {scene.job(job).state for job in jobs} == {JobState.RUNNING}
+    scene.listeners.clear()
+    scene.users.cancel_job(TENANT, STUDY, jobs[0].job_id, scene.clock.wall_s)
+    scene.users.suspend_job(TENANT, STUDY, jobs[1].job_id, True)
+    scene.turns(dispatcher, 4)
+    assert scene.job(jobs[0]).state is JobState.CANCELLING, "nobody has told"
+    scene.turns(dispatcher, 20)
+    assert [scene.job(job).state for job in jobs] == [JobState.CANCELLED, JobState.QUEUED, JobState.RUNNING]
+    assert dispatcher.pool.abandoned.count(jobs[1].job_id) == 1  # type: ignore[attr-defined]
+    scene.users.suspend_job(TENANT, STUDY, jobs[1].job_id, False)
+    dispatcher.pool.held = lambda key: False  # type: ignore[attr-defined]
+    scene.finish(dispatcher)
+    check_consistent(scene)
+
+
+def test_a_job_that_is_not_ours_any_more_is_dropped(scene: Scene) -> None:
+    jobs = [scene.submit(ADAPT), scene.submit(ADAPT)]
+    dispatcher = scene.coordinator()
+    dispatcher.pool.held = lambda key: True  # type: ignore[attr-defined]
+    scene.turns(dispatcher, 3)
+    held = scene.job(jobs[0])
+    # As after a restored backup: another attempt has begun, of which this coordinator knows nothing.
+    scene.users.requeue(dispatcher.epoch, held, scene.clock.wall_s, 50.0, True, "restored")
+    scene.turns(dispatcher, 3)
+    assert dispatcher.pool.abandoned == [jobs[0].job_id]  # type: ignore[attr-defined]
+    assert [job.job_id for job in dispatcher.running] == [jobs[1].job_id]
+    assert scene.job(jobs[0]).note == "restored", "and left as it is"
+
+
+def test_reading_that_takes_long_is_done_less_often(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.submit(ADAPT)
+    dispatcher = scene.coordinator()
+    dispatcher.pool.held = lambda key: True  # type: ignore[attr-defined]
+    read_s: dict[str, list[float]] = {"active": [], "late": []}
+
+    def slowly(owner: Any, name: str) -> None:
+        def answer(*arguments: Any) -> Any:
+            read_s[name].append(scene.clock.monotonic_s)
+            scene.clock.tick(3.0)
+            return []
+
+        monkeypatch.setattr(owner, name, answer)
+
+    scene.turns(dispatcher, 3)
+    slowly(dispatcher.store, "active")
+    slowly(dispatcher._queue, "late")
+    scene.turns(dispatcher, 300, tick_s=3.0)
+    for name, times in read_s.items():
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert len(gaps) > 2 and min(gaps) >= 150.0, f"{name}: a fiftieth of the time at most"
 
 
 # A handful of images

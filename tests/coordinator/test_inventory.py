@@ -48,7 +48,7 @@ class Service:
         choice = TaskChoice(data=DatasetRef(source="file"), image_size=16, train_per_class=8, test_per_class=4)
         spec = AdaptSpec(choice=choice, file=DatasetFile(url=url, sha256=sha256, suffix=".zip"))
         done = self.store.create_job(self.job("0001", spec), None, Quota())
-        done = self.store.start(epoch, done, 1.0, 60.0, 0, Quota())
+        done = self.store.start(epoch, done, 1.0, 0, Quota())
         self.result = "tenants/lab/studies/cats/jobs/0001/attempt-1-1"
         url = self.artifacts.url_of(self.result)
         files = store_results(ArtifactFolder(url), RESULT, None)

@@ -44,7 +44,6 @@ def job_in(state: JobState, **changes: Any) -> Job:
         epoch=EPOCH,
         created_s=900.0,
         started_s=910.0,
-        lease_until_s=990.0 if state in ACTIVE else 0.0,
         queue_deadline_s=950.0,
         finished_s=995.0 if state in TERMINAL else None,
         progress={"done": 3, "total": 8},
@@ -54,8 +53,8 @@ def job_in(state: JobState, **changes: Any) -> Job:
 
 Move = Callable[[Job], Job]
 MOVES: dict[str, Move] = {
-    "start": lambda job: jobs.started(job, EPOCH, NOW_S, 30.0, 7),
-    "extend": lambda job: jobs.extended(job, EPOCH, ATTEMPT, NOW_S, 30.0, {"done": 4}),
+    "start": lambda job: jobs.started(job, EPOCH, NOW_S, 7),
+    "report": lambda job: jobs.reported(job, EPOCH, ATTEMPT, {"done": 4}),
     "requeue": lambda job: jobs.requeued(job, EPOCH, ATTEMPT, NOW_S, 5.0, True, "worker died"),
     "drain": lambda job: jobs.requeued(job, EPOCH, ATTEMPT, NOW_S, 0.0, False, "drained"),
     "succeed": lambda job: jobs.succeeded(job, EPOCH, ATTEMPT, NOW_S, {"accuracy": 0.5}),
@@ -66,7 +65,7 @@ MOVES: dict[str, Move] = {
     "pause": lambda job: jobs.suspended(job, True),
     "resume": lambda job: jobs.suspended(job, False),
 }
-HELD = ("extend", "requeue", "drain", "succeed", "fail", "confirm_cancel")
+HELD = ("report", "requeue", "drain", "succeed", "fail", "confirm_cancel")
 """Moves that only the holder of the present attempt may make."""
 
 QUEUED, RUNNING, CANCELLING = JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING
@@ -74,8 +73,8 @@ SUCCEEDED, FAILED, CANCELLED = JobState.SUCCEEDED, JobState.FAILED, JobState.CAN
 
 LEADS_TO: dict[tuple[JobState, str], JobState] = {
     (QUEUED, "start"): RUNNING,
-    (RUNNING, "extend"): RUNNING,
-    (CANCELLING, "extend"): CANCELLING,
+    (RUNNING, "report"): RUNNING,
+    (CANCELLING, "report"): CANCELLING,
     (RUNNING, "requeue"): QUEUED,
     (CANCELLING, "requeue"): CANCELLED,
     (RUNNING, "drain"): QUEUED,
@@ -133,24 +132,24 @@ def test_whoever_does_not_hold_the_attempt_can_do_nothing(state: JobState, move:
 # QUEUED -> RUNNING
 
 
-def test_a_start_counts_and_leases() -> None:
+def test_a_start_counts() -> None:
     job = job_in(QUEUED, attempt=0, failures=0, epoch=0, started_s=None, note="resumed")
-    started = jobs.started(job, epoch=4, now_s=1000.0, lease_s=30.0, base_version=7)
-    expected = {"state": RUNNING, "attempt": 1, "epoch": 4, "started_s": 1000.0, "lease_until_s": 1030.0}
+    started = jobs.started(job, epoch=4, now_s=1000.0, base_version=7)
+    expected = {"state": RUNNING, "attempt": 1, "epoch": 4, "started_s": 1000.0}
     assert started == job.model_copy(update=expected | {"base_version": 7, "note": ""})
 
 
 def test_another_start_keeps_the_first_time_and_version() -> None:
     queued = job_in(QUEUED, spec=ADAPT, base_version=7)
-    started = jobs.started(queued, epoch=5, now_s=2000.0, lease_s=30.0, base_version=9)
+    started = jobs.started(queued, epoch=5, now_s=2000.0, base_version=9)
     assert (started.attempt, started.epoch, started.base_version, started.started_s) == (3, 5, 7, 910.0)
-    assert jobs.started(job_in(QUEUED, spec=ADAPT, base_version=0), 5, 2000.0, 30.0, 9).base_version == 0
+    assert jobs.started(job_in(QUEUED, spec=ADAPT, base_version=0), 5, 2000.0, 9).base_version == 0
 
 
 @pytest.mark.parametrize("spec", [MetaTrainSpec(), ADAPT.model_copy(update={"contribute": True})])
 def test_another_start_of_a_job_that_moves_the_prior_takes_the_version_of_now(spec: MetaTrainSpec | AdaptSpec) -> None:
     queued = job_in(QUEUED, spec=spec, base_version=7)
-    assert jobs.started(queued, epoch=5, now_s=2000.0, lease_s=30.0, base_version=9).base_version == 9
+    assert jobs.started(queued, epoch=5, now_s=2000.0, base_version=9).base_version == 9
 
 
 @pytest.mark.parametrize(
@@ -174,17 +173,15 @@ def test_a_start_at_the_end_of_the_wait_is_allowed() -> None:
 # RUNNING -> RUNNING
 
 
-def test_a_heartbeat_extends_the_lease_and_keeps_what_it_does_not_know() -> None:
+def test_a_report_changes_the_progress_alone() -> None:
     job = job_in(RUNNING)
-    assert jobs.extended(job, EPOCH, ATTEMPT, 1000.0, 30.0, None) == job.model_copy(update={"lease_until_s": 1030.0})
-    extended = MOVES["extend"](job)
-    assert extended == job.model_copy(update={"lease_until_s": 1030.0, "progress": {"done": 4}})
+    assert MOVES["report"](job) == job.model_copy(update={"progress": {"done": 4}})
 
 
 @pytest.mark.parametrize(("state", "suspended"), [(CANCELLING, False), (RUNNING, True)])
-def test_a_heartbeat_is_told_of_cancel_and_pause(state: JobState, suspended: bool) -> None:
-    extended = MOVES["extend"](job_in(state, suspended=suspended))
-    assert (extended.state, extended.suspended, extended.lease_until_s) == (state, suspended, 1030.0)
+def test_a_report_is_told_of_cancel_and_pause(state: JobState, suspended: bool) -> None:
+    reported = MOVES["report"](job_in(state, suspended=suspended))
+    assert (reported.state, reported.suspended) == (state, suspended)
 
 
 # RUNNING -> QUEUED
@@ -193,14 +190,14 @@ def test_a_heartbeat_is_told_of_cancel_and_pause(state: JobState, suspended: boo
 def test_a_lost_attempt_waits_and_uses_one_up() -> None:
     requeued = MOVES["requeue"](job_in(RUNNING))
     assert (requeued.state, requeued.failures, requeued.attempt) == (QUEUED, 2, 2)
-    assert (requeued.not_before_s, requeued.lease_until_s, requeued.note) == (1005.0, 0.0, "worker died")
+    assert (requeued.not_before_s, requeued.note) == (1005.0, "worker died")
     assert (requeued.finished_s, requeued.failure, requeued.result) == (None, None, None)
 
 
 def test_drains_and_pauses_never_use_attempts_up() -> None:
     job = job_in(QUEUED, failures=0, attempt=0, max_attempts=1)
     for turn in range(20):
-        job = jobs.started(job, EPOCH, NOW_S, 30.0, 0)
+        job = jobs.started(job, EPOCH, NOW_S, 0)
         assert job.attempt == turn + 1
         job = jobs.requeued(job, EPOCH, job.attempt, NOW_S, 0.0, uses_attempt=False, note="drained")
     assert (job.state, job.failures, job.attempt) == (QUEUED, 0, 20)
@@ -211,7 +208,7 @@ def test_the_last_lost_attempt_fails_the_job(max_attempts: int) -> None:
     job = job_in(QUEUED, failures=0, attempt=0, max_attempts=max_attempts)
     for _ in range(max_attempts):
         assert job.state is QUEUED
-        job = jobs.started(job, EPOCH, NOW_S, 30.0, 0)
+        job = jobs.started(job, EPOCH, NOW_S, 0)
         job = jobs.requeued(job, EPOCH, job.attempt, NOW_S, 0.0, uses_attempt=True, note="worker died")
     assert (job.state, job.failures, job.attempt, job.finished_s) == (FAILED, max_attempts, max_attempts, NOW_S)
     assert job.failure is not None and job.failure.reason is FailureReason.ATTEMPTS_EXHAUSTED

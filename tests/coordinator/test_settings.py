@@ -74,7 +74,7 @@ def test_json_is_what_the_settings_dump(tmp_path: Path) -> None:
         ("allowed_urls = ['/etc/']", ["allowed_urls", "/etc/", "scheme"]),
         ("max_upload_bytes = 0", ["max_upload_bytes", "0"]),
         ("listen = ", ["a.toml", "cannot be read"]),
-        ("lease_s = 0\nbeat_s = -1", ["lease_s", "beat_s"]),
+        ("drain_s = 0\nbeat_s = -1", ["drain_s", "beat_s"]),
     ],
 )
 def test_wrong_field_is_named(tmp_path: Path, text: str, words: list[str]) -> None:

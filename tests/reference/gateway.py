@@ -197,11 +197,11 @@ class PlayedCoordinator:
         self.store.set_first_prior(self.epoch, tenant, study, pointer)
 
     def start(self, tenant: str, name: str, base_version: int = 0) -> Job:
-        return self.store.start(self.epoch, self.job(tenant, name), time.time(), 600.0, base_version, Quota())
+        return self.store.start(self.epoch, self.job(tenant, name), time.time(), base_version, Quota())
 
     def progress(self, job: Job, done: int, total: int, accuracy: float) -> Job:
         progress = {"done": done, "total": total, "accuracy": accuracy, "genotype_json": "{}"}
-        return self.store.extend(self.epoch, job, time.time(), 600.0, progress)
+        return self.store.report(self.epoch, job, progress)
 
     def confirm_cancel(self, job: Job) -> Job:
         return self.store.confirm_cancel(self.epoch, job, time.time())
