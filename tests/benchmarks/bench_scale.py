@@ -12,7 +12,7 @@ processes takes up to a percent of a core from the second worker, and so does a 
 that work does not need (dashboard, autoscaler, Ray client) are stopped, as if they were on a host of their own, and so
 are workers whose turn it is not. The ratio is of whole rounds, by workers that are warm: plan, tasks, transfer, exact
 sums, outer step. Beside it stands what the machine allows: the same tasks in two processes against one, without Ray and
-all the rest. All four follow each other within two minutes, as a virtual machine is now faster, now slower.
+all the rest. All four follow each other within four minutes, as a virtual machine is now faster, now slower.
 """
 
 import logging
@@ -232,9 +232,9 @@ def main() -> None:
     parser.add_argument("--costs", type=Path, help="what fit_costs.py wrote; else the figures that are kept")
     parser.add_argument("--plot", type=Path, default=Path("runs/scale.png"))
     parser.add_argument("--only", choices=("simulated", "real"), help="one part of it")
-    parser.add_argument("--tasks", type=int, default=96, help="of a real round")
+    parser.add_argument("--tasks", type=int, default=192, help="of a real round")
     parser.add_argument("--steps", type=int, default=5, help="of a real task")
-    parser.add_argument("--repeats", type=int, default=7, help="of real rounds")
+    parser.add_argument("--repeats", type=int, default=5, help="of real rounds")
     options = parser.parse_args()
 
     result: dict[str, object] = {}
