@@ -40,7 +40,7 @@ from coordinator.store.records import (
 )
 from coordinator.store.transitions import change_of, creation
 
-_FIRST_ENTRIES = 32  # of a queue, read at once
+_NEXT_ENTRIES = 32  # of a queue, read at once where its first is not enough
 
 
 class JobStore(FencedLedger):
@@ -324,16 +324,17 @@ class JobStore(FencedLedger):
         after = ""
         while first := self.ledger.scan("queue/", after, 1):
             tenant = first[0].key.split("/")[1]
-            queues[tenant] = islice(self._queue(tenant), per_tenant)
+            queues[tenant] = islice(self._queue(tenant, first), per_tenant)
             after = f"queue/{tenant}/\U0010fffe"
         return queues
 
-    def _queue(self, tenant: str) -> Iterator[QueueEntry]:
-        after, num_entries = "", _FIRST_ENTRIES
-        while found := self.ledger.scan(f"queue/{tenant}/", after, num_entries):
+    def _queue(self, tenant: str, found: list[Stored]) -> Iterator[QueueEntry]:
+        """A tenant's queue, of which the first entry was found."""
+        num_entries = _NEXT_ENTRIES
+        while found:
             for stored in found:
                 yield QueueEntry.model_validate(stored.record)
-            after, num_entries = found[-1].key, MAX_PAGE
+            found, num_entries = self.ledger.scan(f"queue/{tenant}/", found[-1].key, num_entries), MAX_PAGE
 
     def active(self) -> list[Job]:
         """All jobs that run, in whoever's hands."""

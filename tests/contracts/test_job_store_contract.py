@@ -218,7 +218,7 @@ def test_the_queue_is_in_order_of_priority_then_id(store: JobStore) -> None:
 
 
 def test_a_queue_is_read_to_its_end_page_by_page(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.store.jobs._FIRST_ENTRIES", 2)
+    monkeypatch.setattr("coordinator.store.jobs._NEXT_ENTRIES", 2)
     monkeypatch.setattr("coordinator.store.jobs.MAX_PAGE", 3)
     for n in range(9):
         created(store, f"j{n}", tenant="a")
