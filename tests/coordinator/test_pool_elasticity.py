@@ -37,6 +37,8 @@ class Request:
 
 
 class Prior:
+    num_bytes = 1
+
     def digest(self) -> str:
         return "the prior"
 
