@@ -11,7 +11,7 @@ from coordinator.train_run import TrainRun
 
 
 class AtHand:
-    """Jobs in the order in which they started. Each step costs the same however many there are.
+    """Jobs in the order in which they started. What each turn needs of them costs the same however many there are.
 
     Attributes:
         counted: the jobs as the queue sees them.

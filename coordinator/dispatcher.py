@@ -60,7 +60,7 @@ _LOOK_EVERY_S = 1.0
 _CHECK_EVERY_S = 10.0
 _MEASURE_EVERY_S = 2.0
 # What takes long is done less often, so that it has this share of the time at most: of a thousand workers, asking each
-# how far it is and storing that takes a second or so.
+# how far it is and storing that takes a second or so. Demand is looked at when jobs have started, too, however often.
 _MOST_OF_TIME = {"status": 0.1, "check": 0.02, "deadlines": 0.02, "demand": 0.02}
 
 # Beside these, meta-training, whose kind is the study's.

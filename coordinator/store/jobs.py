@@ -182,7 +182,8 @@ class JobStore(FencedLedger):
                     f"{'no open round' if head.plan is None else f'a round of job {head.plan.job_id}'}; "
                     f"version {pointer.version} of job {pointer.made_by} cannot follow"
                 )
-            jobs.check_holder(job, epoch, attempt, JobState.RUNNING if result is None else JobState.SUCCEEDED)
+            if result is None:
+                jobs.check_holder(job, epoch, attempt, JobState.RUNNING)
             changed = job if result is None else jobs.succeeded(job, epoch, attempt, now_s, result)
             new_head = Head(version=pointer.version, digest=pointer.digest)
             transaction = change_of(
